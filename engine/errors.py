@@ -12,7 +12,8 @@
     |-- QuarantineExceeded        more poison rows than the recipe allows
     |-- ResourceError             the job could never be scheduled on this machine or cluster
     |-- ClusterError              Ray cannot be reached, started or trusted
-    `-- DeadlineExceeded          a wait ran out of time; the message names what was waited for
+    |-- DeadlineExceeded          a wait ran out of time; the message names what was waited for
+    `-- Interrupted               the user stopped the job (exit code 130); what is committed is kept
 
 Left out: programming errors. Those stay ordinary exceptions, and an `assert` guards an invariant.
 Called by every room; shown by `jobs.cli`.
@@ -83,3 +84,9 @@ class ClusterError(HeadraceError):
 
 class DeadlineExceeded(HeadraceError):
     """A wait ran out of time; the message names what was waited for."""
+
+
+class Interrupted(HeadraceError):
+    """The user stopped the job; what is committed is kept."""
+
+    exit_code = 130

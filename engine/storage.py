@@ -116,6 +116,16 @@ def make_directory(path: UPath) -> None:
             path.mkdir(parents=True, exist_ok=True)
 
 
+def names(folder: UPath) -> list[str]:
+    """Names of what a directory holds now; none if there is no such directory."""
+    # Object-store file systems remember listings; another process may have added to this one since.
+    folder.fs.invalidate_cache(folder.path)
+    try:
+        return [each.name for each in folder.iterdir()]
+    except (FileNotFoundError, NotADirectoryError):
+        return []
+
+
 @contextmanager
 def storage_errors(path: UPath) -> Iterator[None]:
     """Turn a full disk, a read-only or forbidden directory into a `StorageError` with the remedy."""

@@ -1,0 +1,29 @@
+# The commands of a checkout. `make quickstart` and `make test` need nothing but Python 3.11 or 3.12.
+SHELL := bash
+PYTHON ?= python3
+EXTRA ?= cpu
+BIN := .venv/bin
+
+.PHONY: help bootstrap quickstart test lint bench constraints
+help:            ## show these lines
+	@grep -E '^[a-z]+: .*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/'
+
+bootstrap:       ## make .venv, or bring it up to date (EXTRA=gpu for CUDA)
+	@$(PYTHON) deploy/bootstrap.py $(EXTRA)
+
+quickstart: bootstrap  ## walk the whole road on this machine and write a report
+	@$(BIN)/headrace pipeline jobs/recipes/pipeline_smoke.yaml
+
+lint: bootstrap  ## ruff and mypy
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+	@$(BIN)/mypy
+
+test: lint       ## lint, then every test that needs no GPU
+	@$(BIN)/pytest -m "not gpu"
+
+bench: bootstrap ## benchmarks; each writes its JSON to tests/benchmarks/results
+	@$(BIN)/python -m tests.benchmarks
+
+constraints: bootstrap  ## pin what is installed in .venv now
+	@$(BIN)/pip freeze --exclude-editable | grep -v -i -F -f <(sed 's/==.*//;/^#/d' deploy/samples.txt) > deploy/constraints.txt

@@ -1,0 +1,117 @@
+"""A private Ray: started by this process, seen by nobody else, gone with it.
+
+Each has its own directory below the system's temporary one, free ports and its share of shared memory. The directory
+is locked while its driver lives, so whatever a dead one left behind is recognised and cleared at the next start.
+
+Left out: connecting to a running cluster (`engine.cluster.connection`, the only caller).
+"""
+
+import fcntl
+import logging
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from engine.cluster import reaper
+from engine.cluster.access import ensure_token, first_line, use_token
+from engine.errors import ClusterError
+from engine.resources import MIB, local_capacity, object_store_size, shared_memory
+
+_PREFIX = "headrace-"
+_LONGEST_BASE = 20
+"""Ray's socket paths add about 85 characters to this base, and a socket path ends at 107 (103 on macOS)."""
+
+
+@contextmanager
+def private_ray(cpus: float | None, object_store: int | None, dashboard: bool) -> Iterator[Path]:
+    """Start Ray on this machine; yields its directory. `object_store` in bytes. Raises `ClusterError`.
+
+    To be entered from the main thread: the kernel ties Ray's servers to the thread that starts them.
+    """
+    here = local_capacity(cpus=cpus, object_store=object_store).now[0]
+    store = object_store_size() if object_store is None else object_store
+    shared = shared_memory()
+    if object_store is not None and shared is not None and object_store > shared:
+        raise ClusterError(
+            f"An object store of {object_store // MIB} MiB does not fit the {shared // MIB} MiB free in /dev/shm.",
+            "Ask for less, or enlarge /dev/shm (docker run --shm-size).",
+        )
+    sweep()
+    ensure_token()
+    use_token()
+    with _directory() as directory, _reaper(directory):
+        import ray
+
+        try:
+            ray.init(
+                address="local",
+                num_cpus=int(here.cpus) if here.cpus == int(here.cpus) else here.cpus,
+                _memory=here.memory,
+                object_store_memory=store,
+                include_dashboard=dashboard,
+                dashboard_host="127.0.0.1",
+                _temp_dir=str(directory),
+                log_to_driver=False,
+                logging_level=logging.WARNING,
+            )
+        except Exception as error:
+            ray.shutdown()
+            raise ClusterError(
+                f"Ray does not start on this machine: {first_line(error)}",
+                "`headrace doctor` checks memory, disk and versions.",
+            ) from error
+        try:
+            yield directory
+        finally:
+            ray.shutdown()
+
+
+def sweep() -> None:
+    """Clear away private sessions of this user whose drivers are dead."""
+    for directory in _base().glob(f"{_PREFIX}*"):
+        with suppress(OSError):
+            # Without a lock file it is either being made this moment or was never used.
+            if directory.stat().st_uid == os.getuid() and time.time() - directory.stat().st_mtime > 10:
+                with open(directory / "lock", "w") as lock:
+                    fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    reaper.clear(str(directory))
+
+
+@contextmanager
+def _directory() -> Iterator[Path]:
+    try:
+        directory = Path(tempfile.mkdtemp(prefix=f"{_PREFIX}{os.getpid()}-", dir=_base()))
+        lock = open(directory / "lock", "w")  # noqa: SIM115
+    except OSError as error:
+        raise ClusterError(
+            f"Ray needs a temporary directory in {_base()}: {error.strerror}.", "Set TMPDIR to one that can be written."
+        ) from None
+    with lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield directory
+
+
+@contextmanager
+def _reaper(directory: Path) -> Iterator[None]:
+    command = [sys.executable, "-P", reaper.__file__, str(os.getpid()), str(directory)]
+    # A session of its own, so that Ctrl-C in the terminal does not reach it.
+    process = subprocess.Popen(
+        command, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True
+    )
+    try:
+        yield
+    finally:
+        assert process.stdin is not None
+        process.stdin.close()
+        with suppress(subprocess.TimeoutExpired):
+            process.wait(timeout=reaper.PATIENCE + 5)
+
+
+def _base() -> Path:
+    base = Path(tempfile.gettempdir()).resolve()
+    return base if len(str(base)) <= _LONGEST_BASE else Path("/tmp").resolve()

@@ -1,0 +1,118 @@
+"""Exact duplicates, within and across shards: the first row in plan order stays, whoever runs when.
+
+A first pass over the input writes a 128-bit hash of each row's text, one sidecar file per shard. The driver then finds
+all hashes that occur before (in slices of the hash range, so its memory is bounded however many rows there are) and
+writes, per shard, the row positions to drop; the read of the main pass marks them. Both passes are pure functions of
+the input, so a kill between them costs nothing but time.
+
+Left out: near-duplicates. Called by `engine.corpus.transform` (both passes) and `engine.corpus.stream` (the marking).
+"""
+
+import time
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+import xxhash
+from upath import UPath
+
+from engine.corpus.block import BlockInfo
+from engine.corpus.marks import DROP, mark
+from engine.storage import create, make_directory, replace
+
+DUPLICATE = "duplicate"
+_ROWS_AT_ONCE = 16_000_000
+"""Hashes the driver compares at once: about 1 GB with the sort's working memory."""
+
+
+class HashSink:
+    """Writes the hashes of a block's unmarked rows as a sidecar; returns the shard number and its rows."""
+
+    def __init__(self, folder: UPath, column: str) -> None:
+        self.folder = folder
+        self.column = column
+
+    def __call__(self, block: pa.Table) -> pa.Table:
+        """One sidecar, sorted by hash: columns `high`, `low` (uint64) and `row` (position in the shard)."""
+        started = time.thread_time()
+        info = BlockInfo.of(block)
+        positions = np.flatnonzero(np.asarray(pc.is_null(block.column(DROP))))
+        texts = block.column(self.column).take(pa.array(positions))
+        digests = np.frombuffer(
+            b"".join(xxhash.xxh3_128_digest(text.as_buffer() or b"") for text in texts), dtype=">u8"
+        ).reshape(-1, 2)
+        order = np.lexsort((digests[:, 1], digests[:, 0]))
+        table = pa.table(
+            {
+                "high": digests[order, 0].astype(np.uint64),
+                "low": digests[order, 1].astype(np.uint64),
+                "row": positions[order].astype(np.int64),
+            }
+        )
+        stream = pa.BufferOutputStream()
+        pq.write_table(table, stream, compression="none", use_dictionary=False)
+        create(self.folder / f"{info.part}.parquet", stream.getvalue().to_pybytes())
+        return pa.table({"shard": [info.shard], "rows": [len(table)], "seconds": [time.thread_time() - started]})
+
+
+def find_duplicates(folder: UPath, shards: Sequence[int]) -> int:
+    """Compare all sidecars and write the positions to drop, one file per shard that has any; returns their number.
+
+    The first occurrence, by (shard, position), is the one that stays.
+    """
+    rows = sum(_rows_of(_sidecar(folder, shard)) for shard in shards)
+    dropped = folder / "drop"
+    make_directory(dropped)
+    found: dict[int, list[npt.NDArray[np.int64]]] = {}
+    for low, high in _hash_ranges(max(1, -(-rows // _ROWS_AT_ONCE))):
+        tables = [(shard, _range_of(_sidecar(folder, shard), low, high)) for shard in shards]
+        shard = np.concatenate([np.full(len(table), number, np.int64) for number, table in tables])
+        columns = [np.concatenate([table[name].to_numpy() for _, table in tables]) for name in ("high", "low", "row")]
+        order = np.lexsort((columns[2], shard, columns[1], columns[0]))
+        again = np.zeros(len(order), bool)
+        first, second = columns[0][order], columns[1][order]
+        again[1:] = (first[1:] == first[:-1]) & (second[1:] == second[:-1])
+        for number, row in zip(shard[order][again], columns[2][order][again], strict=True):
+            found.setdefault(int(number), []).append(row)
+    for number, rows_of_shard in found.items():
+        stream = pa.BufferOutputStream()
+        pq.write_table(pa.table({"row": np.sort(np.array(rows_of_shard, np.int64))}), stream)
+        replace(dropped / f"part-{number:06d}.parquet", stream.getvalue().to_pybytes())
+    return sum(len(each) for each in found.values())
+
+
+def mark_duplicates(block: pa.Table, folder: str, part: str) -> pa.Table:
+    """Mark the rows of a block that `find_duplicates` named for its part."""
+    path = UPath(folder) / "drop" / f"{part}.parquet"
+    if not path.exists():
+        return block
+    with path.open("rb") as file:
+        rows = pq.read_table(file)["row"].to_numpy()
+    mask = np.zeros(len(block), bool)
+    mask[rows] = True
+    return mark(block, pa.array(mask), DUPLICATE)
+
+
+def _sidecar(folder: UPath, shard: int) -> UPath:
+    return folder / f"part-{shard:06d}.parquet"
+
+
+def _rows_of(path: UPath) -> int:
+    with path.open("rb") as file:
+        return int(pq.read_metadata(file).num_rows)
+
+
+def _hash_ranges(count: int) -> Iterator[tuple[int, int]]:
+    edges = [step * 2**64 // count for step in range(count + 1)]
+    yield from ((low, high - 1) for low, high in zip(edges[:-1], edges[1:], strict=True))
+
+
+def _range_of(path: UPath, low: int, high: int) -> pa.Table:
+    with path.open("rb") as file:
+        table = pq.read_table(file, use_threads=False)
+    hashes = table["high"].to_numpy()
+    start, stop = np.searchsorted(hashes, np.uint64(low), "left"), np.searchsorted(hashes, np.uint64(high), "right")
+    return table.slice(start, stop - start)

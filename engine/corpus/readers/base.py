@@ -1,0 +1,171 @@
+"""What every reader is: a Protocol, the slice it reads, and what readers of several formats share.
+
+A reader cuts a file into slices (the same ones every time), settles one schema over all files, and reads slices into
+Arrow tables that carry `source_part`, `source_row` and the marks. A poison row comes back marked with its error; a
+damaged file is a `SourceError`.
+
+Left out: the formats themselves (one module each, beside this one) and the grouping of slices into shards
+(`engine.corpus.plan`). Called by the plan in the driver and by the stream in the workers.
+"""
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from importlib import import_module
+from typing import Protocol
+
+import pyarrow as pa
+
+from engine.corpus.config import SourceConfig
+from engine.corpus.marks import RESERVED
+from engine.corpus.sources import InputFile
+from engine.errors import SchemaError, SourceError
+from engine.storage import redact
+
+_READERS = {
+    "parquet": ("engine.corpus.readers.parquet", "ParquetReader"),
+    "jsonl": ("engine.corpus.readers.jsonl", "JsonlReader"),
+    "text": ("engine.corpus.readers.text", "TextReader"),
+    "python": ("engine.corpus.readers.python", "PythonReader"),
+    "html": ("engine.corpus.readers.html", "HtmlReader"),
+    "warc": ("engine.corpus.readers.warc", "WarcReader"),
+}
+
+_NOT_TEXT = {
+    "messages": (pa.types.is_list, pa.types.is_large_list),
+    "edits": (pa.types.is_list, pa.types.is_large_list),
+    "seed": (pa.types.is_integer,),
+    "path": (pa.types.is_integer,),
+}
+"""Required columns that hold something else than text, and the tests of which one must hold."""
+
+
+@dataclass(frozen=True, slots=True)
+class Slice:
+    """A piece of one file: `start` to `stop` in the reader's own units, `size` in estimated uncompressed bytes.
+
+    `first_row` is the `source_row` of its first row, counted in the whole file.
+    """
+
+    file: InputFile
+    start: int
+    stop: int
+    first_row: int
+    size: int
+
+
+class Reader(Protocol):
+    """Reads the files of one format; a reader is pickled to workers, so it holds settings and nothing else."""
+
+    def slices(self, file: InputFile, target_bytes: int) -> list[Slice]:
+        """Cut a file into slices of about `target_bytes`; a file without rows may give none."""
+        ...
+
+    def schema(self, files: Sequence[InputFile]) -> pa.Schema:
+        """The columns of the rows of all files together. Raises `SchemaError`."""
+        ...
+
+    def read(self, slices: Sequence[Slice], schema: pa.Schema) -> pa.Table:
+        """The rows of some slices, in order: `schema`, then `source_part`, `source_row` and the marks."""
+        ...
+
+
+def reader_for(format: str, config: SourceConfig, required: Sequence[str]) -> Reader:
+    """The reader of a format, for rows that must have the `required` columns."""
+    module, name = _READERS[format]
+    reader: Reader = getattr(import_module(module), name)(config, tuple(required))
+    return reader
+
+
+@contextmanager
+def damage_named(file: InputFile, what: str) -> Iterator[None]:
+    """Turn what a library says of a damaged, vanished or forbidden file into a `SourceError` that names the file.
+
+    An `OSError` that carries an error number comes from the file system or the network and passes unchanged.
+    """
+    try:
+        yield
+    except FileNotFoundError:
+        raise SourceError(f"{redact(file.uri)} is no longer there.", "Put it back, or start a new run.") from None
+    except PermissionError:
+        raise SourceError(f"{redact(file.uri)} may not be read.", "Grant read permission.") from None
+    except (pa.ArrowInvalid, OSError, EOFError) as error:
+        if isinstance(error, OSError) and error.errno is not None:
+            raise
+        reason = str(error).strip().partition("\n")[0].rstrip(".")[:200]
+        raise SourceError(
+            f"{redact(file.uri)} is not a whole {what} file: {reason}.",
+            "Fetch or write it again, or leave it out with source.exclude.",
+        ) from error
+
+
+def column_view(
+    file: InputFile, names: Sequence[str], columns: Mapping[str, str], required: Sequence[str]
+) -> dict[str, str]:
+    """Which column of a file each column of the rows is taken from, after the renames of `source.columns`.
+
+    A renamed column hides one that has its new name already; the stream's own columns hide theirs. Raises
+    `SchemaError` for a column that is required, or named in the recipe, and not there.
+    """
+    taken = set(columns.values())
+    kept = {name: name for name in names if name not in taken and name not in columns and name not in RESERVED}
+    view = dict(columns) | kept
+    for name in (*required, *columns):
+        if view.get(name) not in names:
+            raise SchemaError(
+                f"{file.name} has no column {columns.get(name, name)!r}; it has {', '.join(names) or 'none'}.",
+                f"Name the column to take instead, for example source.columns={{{name}: {(*names, 'content')[0]}}}.",
+            )
+    return view
+
+
+def wrong_type(file: InputFile, name: str, type_: pa.DataType) -> SchemaError:
+    """The error for a required column whose type does not serve."""
+    wanted = "text" if name not in _NOT_TEXT else "a list" if name in ("messages", "edits") else "a whole number"
+    return SchemaError(
+        f"The column {name!r} of {file.name} is {type_}, where {wanted} is needed.",
+        f"Choose another column with source.columns={{{name}: ...}}, or convert it.",
+    )
+
+
+def required_type(file: InputFile, name: str, type_: pa.DataType) -> pa.DataType:
+    """The type a required column is read as: text in any Arrow form becomes `string`. Raises `SchemaError`."""
+    types = pa.types
+    if name in _NOT_TEXT:
+        if any(test(type_) for test in _NOT_TEXT[name]):
+            return type_
+        raise wrong_type(file, name, type_)
+    plain = type_.value_type if types.is_dictionary(type_) else type_
+    if types.is_string(plain) or types.is_large_string(plain) or types.is_string_view(plain):
+        return pa.string()
+    raise wrong_type(file, name, type_)
+
+
+def is_text(name: str) -> bool:
+    """Whether a required column holds text."""
+    return name not in _NOT_TEXT
+
+
+def unify(schemas: Iterable[tuple[InputFile, pa.Schema]]) -> pa.Schema:
+    """One schema that holds the rows of all files: columns in order of appearance, numbers widened where they differ.
+
+    Raises `SchemaError`, naming both files and the column, where types cannot be brought together.
+    """
+    fields: dict[str, pa.Field] = {}
+    owner: dict[str, InputFile] = {}
+    for file, schema in schemas:
+        for each in schema:
+            field = pa.field(each.name, each.type, metadata=each.metadata)
+            known = fields.setdefault(field.name, field)
+            first = owner.setdefault(field.name, file)
+            if known.type == field.type:
+                continue
+            try:
+                pair = [pa.schema([known]), pa.schema([field])]
+                fields[field.name] = pa.unify_schemas(pair, promote_options="permissive").field(0)
+            except (pa.ArrowTypeError, pa.ArrowInvalid):
+                raise SchemaError(
+                    f"The column {field.name!r} is {known.type} in {first.name} but {field.type} in {file.name}.",
+                    "Convert one of them, or read the two files in separate jobs.",
+                ) from None
+    return pa.schema(list(fields.values()))

@@ -1,0 +1,215 @@
+"""The stream: shards through Ray Data, one shard one block from the read to the sink.
+
+    read + prefilters  -->  annotator actors (if any)  -->  sink
+
+Without actors the three fuse into one task per shard and no row ever enters the object store. Blocks are never merged
+or split, so what reaches the sink is a whole shard. Results come back one small row per shard, as they finish; a wait
+for the next one has a deadline that names the shards it waited for.
+
+Left out: which shards to run and what their results mean (`engine.corpus.transform`). Called by it and by
+`engine.corpus.duplicates`.
+"""
+
+import itertools
+import logging
+import queue
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import pyarrow as pa
+import ray
+from ray.data import ActorPoolStrategy, DataContext, Datasource, ReadTask
+from ray.data.block import BlockMetadata
+
+from engine.corpus.block import EMPTY, BlockInfo
+from engine.corpus.config import FilterConfig
+from engine.corpus.duplicates import mark_duplicates
+from engine.corpus.marks import DROP
+from engine.corpus.plan import Shard
+from engine.corpus.prefilters import apply_filters
+from engine.corpus.readers import Reader
+from engine.errors import DeadlineExceeded, HeadraceError
+
+_TASK_RETRIES = 8
+"""Times a task is run again after its worker died; a shard that kills every worker is reported, not retried for ever."""
+
+_IO_CPUS = 0.25
+"""Share of a core that a read or write task asks for beside actors, so that actors can never starve them."""
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A stage of stateful actors: `actor(**arguments)` maps a block to a block, marked rows and all.
+
+    `cpus` stays below one so that on a laptop reads and writes still find room beside one actor per core.
+    """
+
+    name: str
+    actor: Callable[..., Callable[[pa.Table], pa.Table]]
+    arguments: dict[str, Any]
+    actors: int
+    cpus: float = 0.75
+    gpus: float = 0.0
+    memory: int = 0
+
+
+@dataclass(frozen=True)
+class Read:
+    """How a shard becomes a marked block: reader, schema, the column that filters look at, and the filters."""
+
+    reader: Reader
+    schema: pa.Schema
+    column: str
+    filters: FilterConfig = field(default_factory=FilterConfig)
+    duplicates: str | None = None
+
+    def __call__(self, shard: Shard) -> pa.Table:
+        """Read one shard. A shard without rows becomes one marked row, since Ray Data forgets empty blocks."""
+        pa.set_cpu_count(1)
+        started = time.thread_time()
+        block = self.reader.read(shard.slices, self.schema)
+        info = BlockInfo(shard.index, len(block), block.select(self.schema.names).nbytes)
+        if not len(block):
+            nothing = pa.table({each.name: pa.nulls(1, each.type) for each in block.schema})
+            position = nothing.schema.get_field_index(DROP)
+            return info.attach(nothing.set_column(position, DROP, pa.array([EMPTY])))
+        read = time.thread_time()
+        block = apply_filters(block, self.column, self.filters)
+        if self.duplicates:
+            block = mark_duplicates(block, self.duplicates, info.part)
+        return info.attach(block, read=read - started, filter=time.thread_time() - read)
+
+
+def stream(
+    shards: Sequence[Shard],
+    read: Read,
+    stages: Sequence[Stage],
+    sink: Callable[[pa.Table], pa.Table],
+    *,
+    stall_seconds: float,
+) -> Iterator[dict[str, Any]]:
+    """Run shards through the stages and yield each shard's result, a row of the sink's one-row tables, as it comes.
+
+    Raises the `HeadraceError` a worker raised, or `DeadlineExceeded` if nothing finishes for `stall_seconds`.
+    """
+    if not shards:
+        return
+    _settle(DataContext.get_current())
+    io_cpus = _IO_CPUS if stages else 1.0
+    options = {"max_retries": _TASK_RETRIES}
+    data = ray.data.read_datasource(
+        _Shards(shards, read), override_num_blocks=len(shards), num_cpus=io_cpus, ray_remote_args=options
+    )
+    whole = {"batch_size": None, "batch_format": "pyarrow", "zero_copy_batch": True}
+    for stage in stages:
+        data = data.map_batches(
+            _Staged,
+            fn_constructor_args=(stage.name, stage.actor, stage.arguments),
+            compute=ActorPoolStrategy(size=stage.actors, max_tasks_in_flight_per_actor=2),
+            num_cpus=stage.cpus,
+            num_gpus=stage.gpus or None,
+            memory=stage.memory or None,
+            **whole,
+        )
+    data = data.map_batches(sink, num_cpus=io_cpus, **whole, **options)
+    results = data.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0)
+    waiting = {shard.index: shard for shard in shards}
+    rows = (row for batch in results for row in batch.to_pylist())
+    for row in _within(rows, stall_seconds, waiting):
+        waiting.pop(row["shard"], None)
+        yield row
+
+
+class _Shards(Datasource):  # type: ignore[misc]
+    """One read task per shard; what all tasks share is put in the object store once."""
+
+    def __init__(self, shards: Sequence[Shard], read: Read) -> None:
+        super().__init__()
+        self._shards = shards
+        self._read = ray.put(read)
+
+    def estimate_inmemory_data_size(self) -> int:
+        return sum(shard.size for shard in self._shards)
+
+    def get_read_tasks(
+        self, parallelism: int, per_task_row_limit: int | None = None, data_context: DataContext | None = None
+    ) -> list[ReadTask]:
+        return [
+            ReadTask(_reading(self._read, shard), BlockMetadata(None, shard.size, None, None)) for shard in self._shards
+        ]
+
+
+def _reading(read: "ray.ObjectRef[Read]", shard: Shard) -> Callable[[], Iterable[pa.Table]]:
+    return lambda: [ray.get(read)(shard)]
+
+
+class _Staged:
+    """An annotator inside an actor: keeps the block's identity and adds the stage's CPU time."""
+
+    def __init__(self, name: str, actor: Callable[..., Any], arguments: dict[str, Any]) -> None:
+        self.name = name
+        self.annotate = actor(**arguments)
+
+    def __call__(self, block: pa.Table) -> pa.Table:
+        started = time.thread_time()
+        info = BlockInfo.of(block)
+        annotated = self.annotate(block)
+        return info.attach(annotated, **{self.name: time.thread_time() - started})
+
+
+def _settle(context: DataContext) -> None:
+    # No block shaping: one shard stays one block. Our own progress bar replaces Ray's.
+    context.target_max_block_size = None
+    context.enable_progress_bars = False
+    context.print_on_execution_start = False
+    logging.getLogger("ray.data").setLevel(logging.ERROR)
+
+
+def _within(rows: Iterator[Any], seconds: float, waiting: dict[int, Shard]) -> Iterator[Any]:
+    """Hand rows on, each within `seconds` of the one before."""
+    results: queue.Queue[tuple[Any, BaseException | None]] = queue.Queue(maxsize=64)
+    end = object()
+
+    def pull() -> None:
+        try:
+            for row in rows:
+                results.put((row, None))
+            results.put((end, None))
+        except BaseException as error:  # noqa: BLE001  handed to the caller's thread, which raises it
+            results.put((None, error))
+
+    threading.Thread(target=pull, name="stream-results", daemon=True).start()
+    while True:
+        try:
+            row, error = results.get(timeout=seconds)
+        except queue.Empty:
+            first = ", ".join(shard.describe() for shard in itertools.islice(waiting.values(), 3))
+            raise DeadlineExceeded(
+                f"No shard finished for {seconds:.0f} s; {len(waiting)} are unfinished, first {first}.",
+                "Look at those inputs, or raise stall_seconds if one shard may take that long; rerunning resumes.",
+            ) from None
+        if error is not None:
+            raise _user_error(error) or error
+        if row is end:
+            return
+        yield row
+
+
+def _user_error(error: BaseException) -> HeadraceError | None:
+    """The `HeadraceError` inside whatever Ray wrapped around it."""
+    seen: list[BaseException] = [error]
+    while seen:
+        each = seen.pop()
+        if isinstance(each, HeadraceError):
+            return type(each)(*each.args) if type(each).__module__ == HeadraceError.__module__ else _rebuilt(each)
+        seen += [inner for inner in (each.__cause__, getattr(each, "cause", None)) if isinstance(inner, BaseException)]
+    return None
+
+
+def _rebuilt(error: HeadraceError) -> HeadraceError:
+    # Ray raises a class derived from both its own error and ours; hand on a plain one of ours.
+    ours = next(base for base in type(error).__mro__ if base.__module__ == HeadraceError.__module__)
+    return ours(error.problem, error.remedy)

@@ -1,0 +1,31 @@
+from .actor import LintSeqActor, path_seed
+from .diffs import MalformedEdit, apply_edit_sequence
+from .fast_linter import FastLinter
+from .linting import Finding, Linter, Unlintable, linter_for
+from .options import LintSeqOptions
+from .pylint_linter import PylintLinter
+from .sampler import sample_edit_sequence
+from .statistics import merge_statistics, statistics
+from .text import DIFF_TOKEN, parse_completion, prompt_text, resolve, to_training_text
+
+__all__ = [
+    "DIFF_TOKEN",
+    "FastLinter",
+    "Finding",
+    "LintSeqActor",
+    "LintSeqOptions",
+    "Linter",
+    "MalformedEdit",
+    "PylintLinter",
+    "Unlintable",
+    "apply_edit_sequence",
+    "linter_for",
+    "merge_statistics",
+    "parse_completion",
+    "path_seed",
+    "prompt_text",
+    "resolve",
+    "sample_edit_sequence",
+    "statistics",
+    "to_training_text",
+]

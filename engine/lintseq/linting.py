@@ -1,0 +1,106 @@
+"""What a linter is to LintSeq: text in, erroneous lines out.
+
+Two linters are built in: `FastLinter` (ours, in process) and `PylintLinter` (the oracle). A linter for another
+language implements `Linter` and is handed to `sample_edit_sequence`.
+
+Left out: what to do about an error (the sampler). Called by the sampler and by both linters.
+"""
+
+import threading
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from functools import lru_cache
+from typing import NamedTuple, Protocol
+
+from engine.lintseq.options import LintSeqOptions
+
+SYNTAX_ERROR = "syntax-error"
+# Findings of these kinds name a variable, so they can be told apart from those the whole program already had.
+NAME_CODES = frozenset(
+    {"undefined-variable", "used-before-assignment", "possibly-used-before-assignment", "undefined-all-variable"}
+)
+
+
+class Finding(NamedTuple):
+    """An error: the 0-based line it is on, what it is (pylint's symbol), and the name at fault or `""`."""
+
+    line: int
+    code: str
+    name: str = ""
+
+
+class Unlintable(Exception):
+    """The linter can say nothing about a text: it nests too deep, or holds characters no parser takes."""
+
+
+class Linter(Protocol):
+    """Finds the errors of a program; the same lines always give the same findings."""
+
+    def check(self, lines: Sequence[str]) -> list[Finding]:
+        """The errors of the program `"\\n".join(lines)`; an empty list when it is clean.
+
+        Each finding's line is an index into `lines`. A text that does not parse gives findings with the code
+        `syntax-error`. Raises `Unlintable`.
+        """
+        ...
+
+
+@lru_cache(maxsize=8)
+def linter_for(options: LintSeqOptions) -> Linter:
+    """The linter the options name, built once per process."""
+    if options.linter == "pylint":
+        from engine.lintseq.pylint_linter import PylintLinter
+
+        return PylintLinter(missing_imports=options.missing_imports, strict_indentation=options.reference_compat)
+    from engine.lintseq.fast_linter import FastLinter
+
+    return FastLinter(missing_imports=options.missing_imports, strict_indentation=options.reference_compat)
+
+
+class LineNumbers:
+    """Turns the 1-based line numbers of Python's parser into 0-based indices of `lines`.
+
+    The parser ends a line at a lone carriage return too, LintSeq at a newline only. Numbers past the end (an error at
+    the end of the file) mean the last line.
+    """
+
+    def __init__(self, lines: Sequence[str]) -> None:
+        self._last = len(lines) - 1
+        self._starts: list[int] | None = None
+        if any("\r" in line for line in lines):
+            self._starts = [index for index, line in enumerate(lines) for _ in range(_parser_lines(line))]
+
+    def index(self, number: int | None) -> int:
+        """The line that holds the parser's line `number`; None (no place given) means the first."""
+        at = max((number or 1) - 1, 0)
+        if self._starts is not None:
+            return self._starts[at] if at < len(self._starts) else self._last
+        return min(at, self._last)
+
+
+def _parser_lines(line: str) -> int:
+    return 1 + line.count("\r") - line.endswith("\r")
+
+
+def blamed_line(message: str, number: int | None) -> int | None:
+    """The line a syntax error is about: the opener that `... on line N` names, else the line it was noticed on."""
+    if "on line" in message:
+        last = message.rstrip().rpartition(" ")[2]
+        if last.isdecimal():
+            return int(last)
+    return number
+
+
+_warnings_lock = threading.Lock()
+
+
+@contextmanager
+def no_warnings() -> Iterator[None]:
+    """Keep the parser's warnings about the programs (invalid escapes and the like) from the user's filters.
+
+    Python's warning filters belong to the process, hence the lock: two threads must not restore each other's.
+    """
+    with _warnings_lock, warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield

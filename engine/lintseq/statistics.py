@@ -1,0 +1,54 @@
+"""Counts that describe edit sequences, per shard, made to be added up.
+
+Left out: plots and averages (the report draws them from these counts). Called by `jobs.lintseq`.
+"""
+
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+
+def statistics(table: pa.Table) -> dict[str, Any]:
+    """Counts over a table as `LintSeqActor` returns it; `merge_statistics` adds those of several tables.
+
+    `programs`, `sequences` and `edits` are totals; `single_insertions` counts the sequences of one edit. The
+    histograms map a number, written as text so that JSON keeps it, to how often it occurs: `edits_per_program` (edits
+    in a sequence), `lines_per_edit`, `initial_errors` (erroneous lines of a program as it stands). `dropped` maps the
+    reason a row was marked with to the number of rows.
+    """
+    marked = table["_drop"].is_valid()
+    kept = table.filter(pc.invert(marked))
+    lengths = pc.list_value_length(kept["edits"])
+    edits = pc.list_flatten(kept["edits"])
+    # Each row of an edit follows a newline but the first header; a row is a header or an inserted line.
+    lines = pc.subtract(pc.count_substring(edits, "\n"), pc.count_substring(edits, "\n@@ "))
+    programs = kept.filter(pc.equal(kept["path"], 0))
+    return {
+        "programs": programs.num_rows,
+        "sequences": kept.num_rows,
+        "edits": len(edits),
+        "single_insertions": pc.sum(pc.equal(lengths, 1)).as_py() or 0,
+        "edits_per_program": _histogram(lengths),
+        "lines_per_edit": _histogram(lines),
+        "initial_errors": _histogram(programs["initial_errors"]),
+        "dropped": _histogram(table.filter(marked)["_drop"]),
+    }
+
+
+def merge_statistics(*parts: dict[str, Any]) -> dict[str, Any]:
+    """The counts of several tables as those of one."""
+    merged: dict[str, Any] = {}
+    for part in parts:
+        for key, value in part.items():
+            if isinstance(value, dict):
+                merged[key] = merge_statistics(merged.get(key, {}), value)
+            else:
+                merged[key] = merged.get(key, 0) + value
+    return merged
+
+
+def _histogram(values: pa.ChunkedArray) -> dict[str, int]:
+    counts = pc.value_counts(values)
+    ordered = sorted(zip(counts.field("values").to_pylist(), counts.field("counts").to_pylist(), strict=True))
+    return {str(value): count for value, count in ordered}

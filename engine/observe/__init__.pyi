@@ -1,0 +1,12 @@
+from . import plots as plots
+from .clock import Share as Share
+from .clock import Stopwatch as Stopwatch
+from .clock import bottleneck as bottleneck
+from .clock import duration as duration
+from .log import configure_logging as configure_logging
+from .log import get_logger as get_logger
+from .metrics import MetricsWriter as MetricsWriter
+from .metrics import read_metrics as read_metrics
+from .progress import Progress as Progress
+from .report import Report as Report
+from .summary import closing as closing

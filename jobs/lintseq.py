@@ -1,0 +1,57 @@
+"""Refactor programs into sequences of error-free edits (LintSeq, arXiv 2410.02749).
+
+Reads `instructions` (instruction, program) and publishes `edit_sequences`: for each program and path the insertions
+that build it up, every state on the way free of linter errors. Seeded per row and path: any number of workers gives
+the same output.
+
+Left out: training on them (`headrace sft`). Called by `jobs.cli`; the engine half is `engine.lintseq`.
+"""
+
+from dataclasses import replace
+
+from engine.config import Field
+from engine.corpus.recipe import DataRecipe
+from engine.lintseq.options import LintSeqOptions
+from engine.runs import Invocation, Outcome
+
+
+class LintSeqRecipe(DataRecipe):
+    """The keys of a LintSeq recipe."""
+
+    lintseq: LintSeqOptions = Field(default_factory=LintSeqOptions)
+    """How programs are taken apart."""
+
+
+RECIPE = LintSeqRecipe
+
+
+def run(recipe: LintSeqRecipe, call: Invocation) -> Outcome:
+    """Read programs, sample edit sequences, publish."""
+    from engine.corpus import Stage, Transform, run_transform
+    from engine.lintseq import LintSeqActor, narrate, statistics
+
+    def stages(cores: int) -> list[Stage]:
+        arguments = {"seed": recipe.seed, "options": recipe.lintseq}
+        return [Stage("lint", LintSeqActor, arguments, actors=cores)]
+
+    transform = Transform(
+        job="lintseq",
+        reads="instructions",
+        writes="edit_sequences",
+        content="program",
+        stages=stages,
+        statistics=statistics,
+        narrate=narrate,
+        hints={
+            "lint": "add cores with workers=..., or choose lintseq.linter=fast.",
+            "start Ray": "give --address of a running Ray to skip it.",
+        },
+    )
+    outcome = run_transform(transform, recipe, call)
+    return replace(outcome, next_command=f"open {outcome.report}") if outcome.report else outcome
+
+
+if __name__ == "__main__":
+    from jobs.cli import main
+
+    main("lintseq")

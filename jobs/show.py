@@ -1,0 +1,60 @@
+"""How outcomes, checks and recipe keys look on a terminal.
+
+Left out: parsing (`jobs.cli`). Called by `jobs.cli`.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import click
+
+from engine.config import Recipe, describe, write_yaml
+
+
+def show_outcome(outcome: Any, recipe: Recipe | None) -> None:
+    """Print what a job published, where the time went and the next command; with `recipe`, a dry run's forecast."""
+    from rich.console import Console
+    from rich.table import Table
+
+    console = Console()
+    if recipe is not None:
+        console.print("[bold]Resolved recipe[/bold]")
+        console.print(write_yaml(recipe.model_dump(mode="json")), markup=False, highlight=False)
+        table = Table("", "", title=f"headrace {outcome.job}: what would happen", title_justify="left", show_header=False)
+        for name, value in outcome.facts.items():
+            table.add_row(name, value)
+        console.print(table)
+        return
+    from engine.observe import bottleneck, closing
+
+    if outcome.reused:
+        console.print(f"{outcome.output} is published already and still matches; nothing to do.", soft_wrap=True)
+    hint = bottleneck(outcome.shares, outcome.hints) if outcome.shares else ""
+    console.print(closing(str(outcome.output), dict(outcome.facts), outcome.shares, outcome.next_command))
+    if hint:
+        console.print(hint)
+    if outcome.report:
+        console.print(f"Report: {outcome.report}", soft_wrap=True)
+
+
+def show_doctor(checks: Sequence[Any]) -> int:
+    """Print the checks as a table; returns the exit code: 1 if one failed."""
+    from rich.console import Console
+    from rich.table import Table
+
+    marks = {True: "[green]ok[/green]", False: "[red]FAILED[/red]", None: "[yellow]note[/yellow]"}
+    table = Table("check", "", "detail", "remedy", title="headrace doctor", title_justify="left")
+    for check in checks:
+        table.add_row(check.name, marks[check.ok], check.detail, check.remedy or "")
+    Console().print(table)
+    return int(any(check.ok is False for check in checks))
+
+
+def write_keys(model: type[Recipe], formatter: click.HelpFormatter) -> None:
+    """Every key of a recipe class, for a job's help."""
+    with formatter.section("Recipe keys (YAML, or KEY=VALUE after the recipe)"):
+        rows = []
+        for key in describe(model):
+            default = "required" if key.default == "required" else f"default {key.default}"
+            rows.append((key.name, f"{key.help} [{key.type}; {default}]"))
+        formatter.write_dl(rows, col_max=28)
