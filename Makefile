@@ -4,7 +4,7 @@ PYTHON ?= python3
 EXTRA ?= cpu
 BIN := .venv/bin
 
-.PHONY: help bootstrap quickstart test lint bench constraints
+.PHONY: help bootstrap quickstart test lint bench chaos constraints
 help:            ## show these lines
 	@grep -E '^[a-z]+: .*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/'
 
@@ -27,3 +27,6 @@ bench: bootstrap ## benchmarks; each writes its JSON to tests/benchmarks/results
 
 constraints: bootstrap  ## pin what is installed in .venv now
 	@$(BIN)/pip freeze --exclude-editable | grep -v -i -F -f <(sed 's/==.*//;/^#/d' deploy/samples.txt) > deploy/constraints.txt
+
+chaos: bootstrap ## kill drivers and workers at 20 random moments
+	@HEADRACE_CHAOS_KILLS=20 $(BIN)/pytest -s tests/chaos

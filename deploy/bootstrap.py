@@ -36,18 +36,20 @@ def main(extra):
             "Headrace needs Python 3.11 or 3.12, but this is Python {}.{}.".format(*sys.version_info[:2]),
             "Install one and name it: make PYTHON=python3.11 ...",
         )
-    stamp = os.path.join(VENV, "headrace-{}-{}.stamp".format(extra, fingerprint()))
+    stamp = os.path.join(VENV, f"headrace-{extra}-{fingerprint()}.stamp")
     if os.path.exists(stamp):
         return
     free = shutil.disk_usage(ROOT).free / 1e9
     if free < NEEDED_GB and not os.path.exists(PYTHON):
         stop(
-            "Setting up needs {} GB of free disk, but {} has {:.1f} GB.".format(NEEDED_GB, ROOT, free),
+            f"Setting up needs {NEEDED_GB} GB of free disk, but {ROOT} has {free:.1f} GB.",
             "Free some space, then run the same command again.",
         )
     if not os.path.exists(PYTHON):
         say("making .venv")
-        run([sys.executable, "-m", "venv", VENV], "Is the venv module missing? On Debian: apt-get install python3-venv.")
+        run(
+            [sys.executable, "-m", "venv", VENV], "Is the venv module missing? On Debian: apt-get install python3-venv."
+        )
     if extra == "gpu":
         install_for_gpu()
     else:
@@ -73,7 +75,7 @@ def install_for_gpu():
     with open(path, "w") as file:
         file.writelines(pins)
     say("installing for GPU")
-    pip(["-c", path, "{}[gpu,dev]".format(ROOT)])
+    pip(["-c", path, f"{ROOT}[gpu,dev]"])
 
 
 def pip_finds_torch():
@@ -113,7 +115,7 @@ def say(text):
 
 def stop(problem, remedy):
     """End with one sentence and its remedy."""
-    sys.exit("bootstrap: {} {}".format(problem, remedy))
+    sys.exit(f"bootstrap: {problem} {remedy}")
 
 
 if __name__ == "__main__":

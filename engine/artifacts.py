@@ -80,7 +80,12 @@ class Manifest(Section):
     @property
     def fingerprint(self) -> str:
         """Hash of the contents (16 hex digits): schema and parts in order, not how they came about."""
-        content = [self.schema_name, self.schema_version, self.columns, [(p.name, p.rows, p.sha256) for p in self.parts]]
+        content = [
+            self.schema_name,
+            self.schema_version,
+            self.columns,
+            [(p.name, p.rows, p.sha256) for p in self.parts],
+        ]
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
 
 

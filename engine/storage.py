@@ -92,7 +92,7 @@ def create(path: UPath, data: bytes) -> bool:
             return True
         temporary = _write_temporary(path, data)
         try:
-            os.link(temporary, path)
+            os.link(temporary, str(path))
         except FileExistsError:
             return False
         finally:
@@ -104,7 +104,7 @@ def replace(path: UPath, data: bytes) -> None:
     """Write a file, replacing one of that name as a whole: a reader sees the old bytes or the new ones."""
     with storage_errors(path):
         if is_local(path):
-            os.replace(_write_temporary(path, data), path)
+            os.replace(_write_temporary(path, data), str(path))
         else:
             path.fs.pipe_file(path.path, data)
 
@@ -138,6 +138,7 @@ def storage_errors(path: UPath) -> Iterator[None]:
             errno.EROFS: ("the file system is read-only", "Choose a writable `runs` directory."),
             errno.EACCES: ("permission is denied", "Choose a writable `runs` directory."),
             errno.EPERM: ("permission is denied", "Choose a writable `runs` directory."),
+            errno.EEXIST: ("there is a file of that name", "Choose another `runs` directory."),
             errno.ENOTDIR: ("a part of the path is a file", "Choose another `runs` directory."),
         }.get(error.errno or 0)
         if what is None:

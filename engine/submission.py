@@ -10,6 +10,7 @@ import asyncio
 import contextlib
 import hashlib
 import io
+import logging
 import os
 import tempfile
 import time
@@ -50,8 +51,8 @@ class State:
         return self.status in DONE
 
 
-def bundle(recipe: str, *, root: Path | None = None, extra: dict[str, bytes] | None = None) -> bytes:
-    """The zip that a cluster is sent: the packages below `root`, pyproject.toml, the recipe's text, `extra` files.
+def bundle(recipe: str, *, root: Path | None = None) -> bytes:
+    """The zip that a cluster is sent: the packages below `root` (this checkout), pyproject.toml, the recipe's text.
 
     The same files give the same bytes. Raises `ClusterError` above 1 MiB.
     """
@@ -63,7 +64,7 @@ def bundle(recipe: str, *, root: Path | None = None, extra: dict[str, bytes] | N
             if path.is_file() and not any(part.startswith((".", "__pycache__")) for part in inside.parts):
                 files[inside.as_posix()] = path
     contents = {name: path.read_bytes() for name, path in files.items() if path.is_file()}
-    contents |= {RECIPE: recipe.encode(), **(extra or {})}
+    contents[RECIPE] = recipe.encode()
     stream = io.BytesIO()
     with zipfile.ZipFile(stream, "w", zipfile.ZIP_DEFLATED) as archive:
         for name in sorted(contents):
@@ -262,10 +263,15 @@ def _client(url: str) -> Any:
         def _do_request(self, *args: Any, **kwargs: Any) -> Any:
             return super()._do_request(*args, **{"timeout": _REQUEST_SECONDS, **kwargs})
 
+    for name in ("ray.dashboard.modules.dashboard_sdk", "ray.dashboard.modules.job.sdk"):
+        logging.getLogger(name).setLevel(logging.WARNING)
     # Ray prefers these over the address it is given.
     hidden = {key: os.environ.pop(key) for key in ("RAY_ADDRESS", "RAY_API_SERVER_ADDRESS") if key in os.environ}
     try:
-        return Client(url)
+        client = Client(url)
+        # Ray hands its None on to aiohttp, which no longer likes it; True means the same: certificates are checked.
+        client._ssl_context = client._ssl_context or True
+        return client
     finally:
         os.environ.update(hidden)
 

@@ -15,8 +15,8 @@ from typing import Any
 import click
 
 from engine.errors import HeadraceError
-from jobs.registry import JOBS, load_job
-from jobs.show import show_doctor, show_outcome, write_keys
+from jobs.registry import JOBS, known_job, load_job
+from jobs.show import show_doctor, show_outcome, show_state, write_keys
 
 _EXAMPLES = """\b
 Examples:
@@ -37,12 +37,8 @@ class _Jobs(click.Group):
         return _job_command(name) if name in JOBS else super().get_command(ctx, name)
 
     def resolve_command(self, ctx: click.Context, args: list[str]) -> Any:
-        import difflib
-
-        name = args[0]
-        if self.get_command(ctx, name) is None:
-            nearest = difflib.get_close_matches(name, self.list_commands(ctx), n=1, cutoff=0.0)
-            raise click.UsageError(f"There is no job {name!r}; the nearest is {nearest[0]!r}.")
+        if self.get_command(ctx, args[0]) is None:
+            known_job(args[0], self.list_commands(ctx))
         return super().resolve_command(ctx, args)
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
@@ -87,7 +83,9 @@ def _wants_help() -> bool:
     return "--help" in sys.argv
 
 
-@click.group(cls=_Jobs, epilog=_EXAMPLES, context_settings={"max_content_width": 110, "help_option_names": ["-h", "--help"]})
+@click.group(
+    cls=_Jobs, epilog=_EXAMPLES, context_settings={"max_content_width": 110, "help_option_names": ["-h", "--help"]}
+)
 @click.version_option(package_name="headrace", prog_name="headrace")
 def cli() -> None:
     """Headrace: a Ray-distributed engine for post-training language models.
@@ -95,6 +93,54 @@ def cli() -> None:
     A job reads published artifacts (or plain files), publishes one, and can be killed and repeated at any moment. Every
     recipe key can be set on the command line as key=value.
     """
+
+
+_CLUSTER = click.option("--address", required=True, metavar="URL", help="Jobs API of the cluster: http://HOST:8265.")
+_TRUST = click.option("--allow-unauthenticated", is_flag=True, help="Accept a remote cluster without a token.")
+
+
+@cli.command()
+@click.argument("job", metavar="JOB")
+@click.argument("recipe", metavar="RECIPE.yaml")
+@click.argument("overrides", nargs=-1, metavar="[KEY=VALUE]...")
+@_CLUSTER
+@click.option("--no-follow", is_flag=True, help="Hand it in and return; do not stream its log.")
+@click.option("--again", is_flag=True, help="Start it once more though it has succeeded.")
+@_TRUST
+def submit(
+    job: str,
+    recipe: str,
+    overrides: tuple[str, ...],
+    address: str,
+    no_follow: bool,
+    again: bool,
+    allow_unauthenticated: bool,
+) -> None:
+    """Run a job on a cluster through the Ray Jobs API."""
+    from jobs import submit as submission
+
+    known_job(job)
+    state = submission.submit(
+        job, recipe, overrides, address, follow=not no_follow, again=again, allow_unauthenticated=allow_unauthenticated
+    )
+    sys.exit(show_state(state))
+
+
+def _submission_command(name: str, help: str) -> None:
+    @cli.command(name, help=help)
+    @click.argument("submission")
+    @_CLUSTER
+    @_TRUST
+    def command(submission: str, address: str, allow_unauthenticated: bool) -> None:
+        from jobs import submit as module
+
+        call = getattr(module, name)
+        sys.exit(show_state(call(address, submission, allow_unauthenticated=allow_unauthenticated)))
+
+
+_submission_command("status", "How a submission stands.")
+_submission_command("logs", "What a submission has printed.")
+_submission_command("stop", "Stop a submission; its state stays resumable.")
 
 
 @cli.command()

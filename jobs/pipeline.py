@@ -94,8 +94,10 @@ def _recipe_of(stage: PipelineStage, recipe: PipelineRecipe, outputs: dict[str, 
     labels = [each.label for each in recipe.stages[: recipe.stages.index(stage)]]
     for key, source in stage.inputs.items():
         if source not in labels:
-            raise RecipeError(f"Stage {stage.label} takes its {key} from {source!r}, which is no stage before it.",
-                              f"Name one of: {', '.join(labels) or 'none'}.")
+            raise RecipeError(
+                f"Stage {stage.label} takes its {key} from {source!r}, which is no stage before it.",
+                f"Name one of: {', '.join(labels) or 'none'}.",
+            )
         output = outputs.get(source, f"<output of {source}>")
         changes[key] = [output] if key.endswith("paths") else output
         if key == "source.paths":

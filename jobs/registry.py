@@ -3,8 +3,12 @@
 Called by `jobs.cli` and `jobs.pipeline`.
 """
 
+import difflib
+from collections.abc import Iterable
 from importlib import import_module
 from typing import Any
+
+from engine.errors import RecipeError
 
 JOBS = {
     "corpus": "Stream a corpus of any format into a published dataset.",
@@ -13,6 +17,13 @@ JOBS = {
 }
 
 PIPELINE_JOBS = tuple(name for name in JOBS if name != "pipeline")
+
+
+def known_job(name: str, among: Iterable[str] = JOBS) -> None:
+    """Raise `RecipeError`, with the nearest name, unless there is such a job."""
+    if name not in among:
+        nearest = difflib.get_close_matches(name, list(among), n=1, cutoff=0.0)
+        raise RecipeError(f"There is no job {name!r}; the nearest is {nearest[0]!r}.", "See headrace --help.")
 
 
 def load_job(name: str) -> Any:

@@ -20,21 +20,26 @@ def show_outcome(outcome: Any, recipe: Recipe | None) -> None:
     if recipe is not None:
         console.print("[bold]Resolved recipe[/bold]")
         console.print(write_yaml(recipe.model_dump(mode="json")), markup=False, highlight=False)
-        table = Table("", "", title=f"headrace {outcome.job}: what would happen", title_justify="left", show_header=False)
+        table = Table(
+            "", "", title=f"headrace {outcome.job}: what would happen", title_justify="left", show_header=False
+        )
         for name, value in outcome.facts.items():
             table.add_row(name, value)
         console.print(table)
         return
-    from engine.observe import bottleneck, closing
+    from engine.observe import closing
 
     if outcome.reused:
         console.print(f"{outcome.output} is published already and still matches; nothing to do.", soft_wrap=True)
-    hint = bottleneck(outcome.shares, outcome.hints) if outcome.shares else ""
-    console.print(closing(str(outcome.output), dict(outcome.facts), outcome.shares, outcome.next_command))
-    if hint:
-        console.print(hint)
+    console.print(closing(str(outcome.output), outcome.facts, outcome.shares, outcome.next_command, outcome.hints))
     if outcome.report:
         console.print(f"Report: {outcome.report}", soft_wrap=True)
+
+
+def show_state(state: Any) -> int:
+    """Print how a submission stands; returns the exit code: 1 if it failed."""
+    click.echo(f"{state.id}: {state.status.lower()}" + (f"; {state.message}" if state.message else ""))
+    return int(state.status == "FAILED")
 
 
 def show_doctor(checks: Sequence[Any]) -> int:

@@ -34,8 +34,6 @@ def _imports(path):
             yield from (f"{node.module}.{alias.name}" for alias in node.names)
 
 
-
-
 @pytest.mark.parametrize("path", sorted((ROOT / "engine").rglob("*.py")), ids=lambda path: path.stem)
 def test_doors_open_one_way(path):
     room = path.relative_to(ROOT / "engine").parts[0].removesuffix(".py")
@@ -63,7 +61,8 @@ def test_the_outer_rooms_do_not_import_each_other(top):
 
 
 @pytest.mark.parametrize(
-    "module", ["engine.config", "engine.corpus", "engine.lintseq", "engine.observe", "jobs.cli", "jobs.corpus", "jobs.lintseq"]
+    "module",
+    ["engine.config", "engine.corpus", "engine.lintseq", "engine.observe", "jobs.cli", "jobs.corpus", "jobs.lintseq"],
 )
 def test_light_imports(module):
     heavy = {"torch", "ray", "vllm", "transformers", "pyarrow", "matplotlib", "pylint", "pandas"}

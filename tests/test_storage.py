@@ -8,7 +8,9 @@ from engine.errors import SourceError, StorageError
 from engine.storage import create, locate, redact, replace
 
 
-@pytest.mark.parametrize("uri", ["http://example.org/x", "https://example.org/x", "ftp://h/x", "memory://x", "ssh://h/x"])
+@pytest.mark.parametrize(
+    "uri", ["http://example.org/x", "https://example.org/x", "ftp://h/x", "memory://x", "ssh://h/x"]
+)
 def test_only_allowed_schemes(uri):
     with pytest.raises(SourceError, match="not allowed"):
         locate(uri)

@@ -10,6 +10,7 @@ Left out: connecting (`engine.cluster.connection`). Called there, by `engine.sub
 import ipaddress
 import os
 import secrets
+import socket
 from pathlib import Path
 from typing import NamedTuple
 
@@ -108,8 +109,8 @@ def is_loopback(host: str) -> bool:
         return False
 
 
-def probe(address: str, *, deadline: float = 10.0) -> Alive:
-    """Ask the Ray at `ip:port` for its version and nodes, within `deadline` seconds.
+def probe(address: str, *, deadline: float = 10.0, called: str = "") -> Alive:
+    """Ask the Ray at `ip:port` for its version and nodes, within `deadline` seconds; errors name it as `called`.
 
     Raises `ClusterError`: not reachable, not a Ray, token refused, or of another Ray version.
     """
@@ -118,16 +119,20 @@ def probe(address: str, *, deadline: float = 10.0) -> Alive:
     from ray._private.grpc_utils import init_grpc_channel
     from ray.core.generated import gcs_pb2, gcs_service_pb2, gcs_service_pb2_grpc
 
+    name = called or address
+    host, _, port = address.rpartition(":")
     channel = init_grpc_channel(address)
     try:
+        # A port where nobody listens says so at once, which gRPC would not: it goes on trying.
+        socket.create_connection((host.strip("[]"), int(port)), timeout=deadline / 4).close()
         stub = gcs_service_pb2_grpc.NodeInfoGcsServiceStub(channel)
-        grpc.channel_ready_future(channel).result(timeout=deadline / 2)
+        grpc.channel_ready_future(channel).result(timeout=deadline / 4)
         request = gcs_service_pb2.GetAllNodeInfoRequest(state_filter=gcs_pb2.GcsNodeInfo.ALIVE)
         version = str(stub.CheckAlive(gcs_service_pb2.CheckAliveRequest(), timeout=deadline / 4).ray_version)
         nodes = stub.GetAllNodeInfo(request, timeout=deadline / 4).node_info_list
-    except grpc.FutureTimeoutError:
+    except (OSError, grpc.FutureTimeoutError):
         raise ClusterError(
-            f"No Ray answers at {address}.",
+            f"No Ray answers at {name}.",
             "Start one (`ray start --head`), or give the address `ray status` shows, its port being 6379 by default.",
         ) from None
     except grpc.RpcError as error:
@@ -135,16 +140,16 @@ def probe(address: str, *, deadline: float = 10.0) -> Alive:
         if code.name in _REFUSED:
             token = find_token()
             shown = f"the token from {token.origin}" if token else "a connection without a token"
-            raise ClusterError(f"The Ray at {address} refuses {shown}.", TOKEN_REMEDY) from None
+            raise ClusterError(f"The Ray at {name} refuses {shown}.", TOKEN_REMEDY) from None
         raise ClusterError(
-            f"What answers at {address} is no Ray cluster ({code.name}).",
+            f"What answers at {name} is no Ray cluster ({code.name}).",
             "Give the cluster's own port (6379 by default), not the dashboard's.",
         ) from None
     finally:
         channel.close()
     if version != ray.__version__:
         raise ClusterError(
-            f"The cluster at {address} runs Ray {version}, this machine {ray.__version__}.",
+            f"The cluster at {name} runs Ray {version}, this machine {ray.__version__}.",
             "Use the same version on both.",
         )
     return Alive(version, [node.node_manager_address for node in nodes])

@@ -99,7 +99,7 @@ def _connected(address: str, deadline: float) -> Iterator[None]:
 
     target = resolve(address)
     use_token()
-    alive = probe(target, deadline=deadline)
+    alive = probe(target, deadline=deadline, called=target if address == "auto" else address)
     ours = {each.address for each in chain.from_iterable(psutil.net_if_addrs().values())}
     if not any(node in ours or is_loopback(node) for node in alive.nodes):
         raise ClusterError(

@@ -23,13 +23,13 @@ from engine.errors import ClusterError
 from engine.resources import MIB, local_capacity, object_store_size, shared_memory
 
 _PREFIX = "headrace-"
-_LONGEST_BASE = 20
-"""Ray's socket paths add about 85 characters to this base, and a socket path ends at 107 (103 on macOS)."""
+_LONGEST_BASE = 12
+"""Ray's socket paths add up to 90 characters to this base, and a socket path ends at 107 (103 on macOS)."""
 
 
 @contextmanager
 def private_ray(cpus: float | None, object_store: int | None, dashboard: bool) -> Iterator[Path]:
-    """Start Ray on this machine; yields its directory. `object_store` in bytes. Raises `ClusterError`.
+    """Start Ray on this machine; yields Ray's own directory. `object_store` in bytes. Raises `ClusterError`.
 
     To be entered from the main thread: the kernel ties Ray's servers to the thread that starts them.
     """
@@ -55,7 +55,7 @@ def private_ray(cpus: float | None, object_store: int | None, dashboard: bool) -
                 object_store_memory=store,
                 include_dashboard=dashboard,
                 dashboard_host="127.0.0.1",
-                _temp_dir=str(directory),
+                _temp_dir=str(directory / reaper.INNER),
                 log_to_driver=False,
                 logging_level=logging.WARNING,
             )
@@ -66,20 +66,20 @@ def private_ray(cpus: float | None, object_store: int | None, dashboard: bool) -
                 "`headrace doctor` checks memory, disk and versions.",
             ) from error
         try:
-            yield directory
+            yield directory / reaper.INNER
         finally:
             ray.shutdown()
 
 
 def sweep() -> None:
     """Clear away private sessions of this user whose drivers are dead."""
-    for directory in _base().glob(f"{_PREFIX}*"):
+    for lock in _base().glob(f"{_PREFIX}[0-9]*-*/lock"):
         with suppress(OSError):
-            # Without a lock file it is either being made this moment or was never used.
-            if directory.stat().st_uid == os.getuid() and time.time() - directory.stat().st_mtime > 10:
-                with open(directory / "lock", "w") as lock:
-                    fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                    reaper.clear(str(directory))
+            # A lock can be taken once its driver is gone; a driver takes its own in the moment it makes it.
+            if lock.stat().st_uid == os.getuid() and time.time() - lock.stat().st_mtime > 10:
+                with open(lock, "r+") as file:
+                    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    reaper.clear(str(lock.parent))
 
 
 @contextmanager

@@ -18,6 +18,8 @@ import time
 
 import psutil
 
+INNER = "r"
+"""Ray's directory in the session's: Ray opens its own to everybody, so it lies in one that stays closed."""
 PATIENCE = 10.0
 """Seconds to go on looking for survivors: killed processes take a moment to go, and parents may start others."""
 
@@ -50,7 +52,7 @@ def clear(directory: str, spare: int = 0) -> None:
 
 def writers(directory: str) -> list[psutil.Process]:
     """Processes with a Ray file below the directory open for writing (not a user's `tail`)."""
-    inside = directory.rstrip("/") + "/session_"
+    inside = f"{directory.rstrip('/')}/{INNER}/"
     found = []
     for process in psutil.process_iter():
         try:

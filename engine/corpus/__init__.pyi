@@ -1,10 +1,7 @@
-from .config import FilterConfig as FilterConfig
-from .config import SourceConfig as SourceConfig
-from .sources import InputFile as InputFile
-from .sources import Listing as Listing
-from .sources import list_files as list_files
 from .ceiling import Ceiling as Ceiling
 from .ceiling import codec_ceiling as codec_ceiling
+from .config import FilterConfig as FilterConfig
+from .config import SourceConfig as SourceConfig
 from .ledger import Ledger as Ledger
 from .ledger import Record as Record
 from .plan import Plan as Plan
@@ -12,6 +9,9 @@ from .plan import Shard as Shard
 from .plan import make_plan as make_plan
 from .recipe import DataRecipe as DataRecipe
 from .report import count_documents as count_documents
+from .sources import InputFile as InputFile
+from .sources import Listing as Listing
+from .sources import list_files as list_files
 from .stream import Stage as Stage
 from .transform import Transform as Transform
-from .transform import run as run_transform
+from .transform import run_transform as run_transform

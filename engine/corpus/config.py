@@ -33,7 +33,7 @@ class SourceConfig(Section):
     exclude: list[str] | None = None
     """Globs of names to leave out; one without `/` also matches any directory on the way. Unset: hidden files and what
     the format's tools leave behind; of the standard library also its tests and installed packages."""
-    columns: dict[str, str] = {}
+    columns: dict[str, str] = Field(default_factory=dict)
     """Schema column -> source column, for example {text: content}."""
     shard_mb: float | None = Field(None, gt=0)
     """Aim for shards of this many uncompressed megabytes; unset: 64, or 16 for text and html, or 0.5 for python."""

@@ -86,7 +86,7 @@ def make_plan(config: SourceConfig, required: Sequence[str]) -> Plan:
         raise SourceError(f"{', '.join(config.paths)} holds no input files.", "Check `source.paths` and its globs.")
     reader = reader_for(listing.files[0].format, config, required)
     schema = reader.schema(listing.files)
-    target = config.shard_bytes(listing.files[0].format)
+    target = int(config.target_mb(listing.files[0].format) * 1_000_000)
     with ThreadPoolExecutor(_SCAN_THREADS) as pool:
         slices = [each for found in pool.map(lambda file: reader.slices(file, target), listing.files) for each in found]
     if not slices:

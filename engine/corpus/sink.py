@@ -9,7 +9,6 @@ Left out: the manifest (`engine.artifacts`) and the decision that there is too m
 """
 
 import hashlib
-import io
 import time
 import uuid
 from collections.abc import Callable
@@ -54,7 +53,8 @@ class Sink:
         info = BlockInfo.of(block)
         name = info.part
         reasons = block.column(DROP)
-        kept = strip_marks(block if reasons.null_count == len(block) else block.filter(pc.is_null(reasons)))
+        survivors = block if reasons.null_count == len(block) else block.filter(pc.is_null(reasons))
+        kept = strip_marks(survivors)
         counts = {
             item["values"]: item["counts"]
             for item in pc.value_counts(reasons.drop_null()).to_pylist()
@@ -78,7 +78,7 @@ class Sink:
                 quarantined=quarantined,
                 bytes_in=info.bytes_in,
                 bytes_out=kept.nbytes,
-                statistics=self.statistics(kept) if self.statistics else {},
+                statistics=self.statistics(survivors) if self.statistics else {},
                 part=part,
                 seconds={**info.seconds, "write": time.thread_time() - started},
             )

@@ -200,8 +200,8 @@ class _Entry:
         def refuse(error: OSError) -> None:
             raise SourceError(f"{error.filename} may not be listed.", "Grant read permission, or exclude it.") from None
 
-        for folder, directories, names in os.walk(top, onerror=refuse):
-            here = PurePosixPath(Path(folder).relative_to(Path(top)).as_posix())
+        for folder, directories, names in os.walk(str(top), onerror=refuse):
+            here = PurePosixPath(Path(folder).relative_to(str(top)).as_posix())
             directories[:] = sorted(each for each in directories if selection.enters(here / each))
             links = sum(Path(folder, each).is_symlink() for each in directories)
             if links:
@@ -216,7 +216,7 @@ class _Entry:
         reason = ""
         if not path.exists():
             reason = "broken link"
-        elif path.is_symlink() and not is_inside(Path(path).resolve(), self.roots):
+        elif path.is_symlink() and not is_inside(Path(str(path)).resolve(), self.roots):
             reason = "link out of the roots"
         elif not path.is_file():
             reason = "not a regular file"
@@ -279,7 +279,8 @@ def _format_of(file: InputFile) -> str:
         if name.endswith(suffixes):
             return format
     raise SourceError(
-        f"The suffix of {file.name} does not tell its format.", "Set source.format, or leave it out with source.exclude."
+        f"The suffix of {file.name} does not tell its format.",
+        "Set source.format, or leave it out with source.exclude.",
     )
 
 
@@ -303,7 +304,7 @@ def _kind(path: UPath) -> str:
 def _ask(path: UPath, question: Callable[[], T]) -> T:
     try:
         return question()
-    except Exception as error:  # noqa: BLE001 - each file-system library raises classes of its own
+    except Exception as error:  # each file-system library raises classes of its own
         reason = str(error).strip().partition("\n")[0].rstrip(".")[:200]
         raise SourceError(
             f"{_show(path)} cannot be looked up: {redact(reason)}.",
@@ -314,7 +315,7 @@ def _ask(path: UPath, question: Callable[[], T]) -> T:
 def _local_fingerprint(path: UPath) -> tuple[int, str]:
     """Size and hash: of the whole content, or for a large file of size, time of change, first and last MiB."""
     try:
-        with open(path, "rb") as file:
+        with open(str(path), "rb") as file:
             status = os.fstat(file.fileno())
             if status.st_size <= _WHOLE_HASH_BYTES:
                 return status.st_size, hashlib.file_digest(file, "sha256").hexdigest()

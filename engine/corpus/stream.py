@@ -33,9 +33,6 @@ from engine.corpus.prefilters import apply_filters
 from engine.corpus.readers import Reader
 from engine.errors import DeadlineExceeded, HeadraceError
 
-_TASK_RETRIES = 8
-"""Times a task is run again after its worker died; a shard that kills every worker is reported, not retried for ever."""
-
 _IO_CPUS = 0.25
 """Share of a core that a read or write task asks for beside actors, so that actors can never starve them."""
 
@@ -99,10 +96,7 @@ def stream(
         return
     _settle(DataContext.get_current())
     io_cpus = _IO_CPUS if stages else 1.0
-    options = {"max_retries": _TASK_RETRIES}
-    data = ray.data.read_datasource(
-        _Shards(shards, read), override_num_blocks=len(shards), num_cpus=io_cpus, ray_remote_args=options
-    )
+    data = ray.data.read_datasource(_Shards(shards, read), override_num_blocks=len(shards), num_cpus=io_cpus)
     whole = {"batch_size": None, "batch_format": "pyarrow", "zero_copy_batch": True}
     for stage in stages:
         data = data.map_batches(
@@ -114,7 +108,7 @@ def stream(
             memory=stage.memory or None,
             **whole,
         )
-    data = data.map_batches(sink, num_cpus=io_cpus, **whole, **options)
+    data = data.map_batches(sink, num_cpus=io_cpus, **whole)
     results = data.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0)
     waiting = {shard.index: shard for shard in shards}
     rows = (row for batch in results for row in batch.to_pylist())

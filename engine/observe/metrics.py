@@ -68,13 +68,13 @@ class MetricsWriter:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
+        if self._board is not None:
+            self._board.close()
         with storage_errors(self._path):
             if self._local:
                 self._file.close()
             elif self._lines:
                 self._put()
-            if self._board is not None:
-                self._board.close()
 
     def _put(self) -> None:
         replace(self._path, self._lines)

@@ -8,6 +8,7 @@ What was done before a resume counts as done but not towards the rate.
 Left out: progress inside workers; the driver advances by what they committed. Called by every job with long work.
 """
 
+import contextlib
 import sys
 import time
 from collections import deque
@@ -117,8 +118,9 @@ def _rate(per_second: float) -> str:
 
 
 def _write(line: str) -> None:
-    sys.stderr.write(f"{line}\n")
-    sys.stderr.flush()
+    with contextlib.suppress(OSError, ValueError):  # nobody listens any more; the work goes on
+        sys.stderr.write(f"{line}\n")
+        sys.stderr.flush()
 
 
 def _bar(progress: Progress) -> "RichProgress":

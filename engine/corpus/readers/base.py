@@ -8,6 +8,7 @@ Left out: the formats themselves (one module each, beside this one) and the grou
 (`engine.corpus.plan`). Called by the plan in the driver and by the stream in the workers.
 """
 
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -107,6 +108,9 @@ def column_view(
     A renamed column hides one that has its new name already; the stream's own columns hide theirs. Raises
     `SchemaError` for a column that is required, or named in the recipe, and not there.
     """
+    twice = [name for name, count in Counter(names).items() if count > 1]
+    if twice:
+        raise SchemaError(f"{file.name} has more than one column {twice[0]!r}.", "Rename one of them.")
     taken = set(columns.values())
     kept = {name: name for name in names if name not in taken and name not in columns and name not in RESERVED}
     view = dict(columns) | kept

@@ -6,11 +6,15 @@ Left out: fetching. Called through `engine.corpus.readers.base`, and `extract` b
 """
 
 import codecs
+import logging
 from collections.abc import Iterator
 
 import trafilatura
 
 from engine.corpus.readers.rows import NO_TEXT, Row, RowReader
+
+# It warns of every page without text; here that is a counted reason.
+logging.getLogger("trafilatura").setLevel(logging.CRITICAL)
 
 
 class HtmlReader(RowReader):

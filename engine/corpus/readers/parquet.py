@@ -11,6 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
 from typing import NamedTuple
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
@@ -82,7 +83,7 @@ class ParquetReader:
             arrays.append(array if array.type == field.type else array.cast(field.type))
         made = {
             SOURCE_PART: pa.repeat(piece.file.name, rows),
-            SOURCE_ROW: pa.array(range(piece.first_row, piece.first_row + rows), pa.int64()),
+            SOURCE_ROW: pa.array(np.arange(piece.first_row, piece.first_row + rows)),
             DROP: pa.nulls(rows, pa.string()),
             ERROR: pa.nulls(rows, pa.string()),
         }

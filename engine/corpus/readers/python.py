@@ -2,8 +2,9 @@
 
 Taken are functions and methods at module or class level, also under `if` and `try`; a function inside a function is
 part of that one. The program is the function's own lines, decorators included, moved to the left margin, without the
-docstring (it would repeat the instruction) and the blank lines after it; lines inside multi-line strings do not move.
-Nothing is taken of a function that is nothing but a docstring. `source_row` is the line of the `def`.
+docstring (it would repeat the instruction) and the blank lines after it; lines inside multi-line strings do not move,
+and line ends are line feeds, as Python itself reads them. Nothing is taken of a function that is nothing but a
+docstring. `source_row` is the line of the `def`.
 
 Left out: whole modules as documents (the text reader does that). Called through `engine.corpus.readers.base`.
 """
@@ -108,7 +109,7 @@ def _moved(line: str, margin: int) -> str:
 def _inside_strings(source: list[str]) -> set[int]:
     """Indices of the lines that begin inside a string."""
     text = "".join(source)
-    if not any(sign in text for sign in ('"""', "\'\'\'", "\\\n")):
+    if not any(sign in text for sign in ('"""', "'''", "\\\n")):
         return set()
     inside: set[int] = set()
     opened: list[int] = []

@@ -57,9 +57,7 @@ class RowReader:
     def read(self, slices: Sequence[Slice], schema: pa.Schema) -> pa.Table:
         """The rows of some slices."""
         rows = [(piece.file.name, row) for piece in slices for row in self.rows(piece)]
-        columns = [
-            [row.values.get(self.config.columns.get(name, name)) for _, row in rows] for name in schema.names
-        ]
+        columns = [[row.values.get(self.config.columns.get(name, name)) for _, row in rows] for name in schema.names]
         made = {
             SOURCE_PART: [part for part, _ in rows],
             SOURCE_ROW: [row.number for _, row in rows],
@@ -67,7 +65,9 @@ class RowReader:
             ERROR: [row.error for _, row in rows],
         }
         target = marked_schema(schema)
-        arrays = [pa.array(values, field.type) for values, field in zip([*columns, *made.values()], target, strict=True)]
+        arrays = [
+            pa.array(values, field.type) for values, field in zip([*columns, *made.values()], target, strict=True)
+        ]
         return pa.Table.from_arrays(arrays, schema=target)
 
     def rows(self, piece: Slice) -> Iterator[Row]:

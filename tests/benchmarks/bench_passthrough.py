@@ -1,0 +1,73 @@
+"""A corpus job that changes nothing, against the codec ceiling measured in the same run.
+
+Read, identity, write, hash, ledger over more than 1 GB of Parquet; the ceiling is one core that reads and writes the
+same bytes with pyarrow. Reported: the job's rate per core as a share of the ceiling, in wall time while the stream
+runs, and in CPU time of every process (driver and Ray included), which a busy machine does not distort. Ray is up
+before the clock starts.
+"""
+
+import shutil
+import tempfile
+from pathlib import Path
+
+from engine.artifacts import read_dataset
+from engine.cluster import session
+from engine.config import build_recipe
+from engine.corpus import codec_ceiling
+from engine.runs import Invocation
+from jobs import corpus
+from tests.benchmarks.corpora import build
+from tests.benchmarks.watch import Watch
+
+MEGABYTES = 2600
+RUNS = 3
+
+
+def main():
+    """Three runs; each with its ceiling."""
+    home = Path(tempfile.mkdtemp(prefix="headrace-bench-"))
+    try:
+        source = build(home / "corpus", MEGABYTES, files=20)
+        on_disk = sum(path.stat().st_size for path in source.glob("*.parquet"))
+        with session(None) as ray_session:
+            assert ray_session
+            _job(home, "warm", source / "file-00000.parquet")
+            runs = [_measure(home, f"run-{number}", source) for number in range(RUNS)]
+    finally:
+        shutil.rmtree(home)
+    middle = sorted(runs, key=lambda run: run["share_of_ceiling_wall"])[len(runs) // 2]
+    summary = {key: middle[key] for key in ("share_of_ceiling_wall", "share_of_ceiling_cpu", "ceiling_mb_per_core")}
+    return {"corpus_bytes_on_disk": on_disk, "corpus_mb_text": MEGABYTES, "runs": runs, "summary": summary}
+
+
+def _job(home, name, paths):
+    data = {"name": name, "runs": str(home / "runs"), "source": {"paths": [str(paths)], "roots": [str(home)]}}
+    recipe = build_recipe(corpus.RECIPE, data)
+    return corpus.run(recipe, Invocation("bench"))
+
+
+def _measure(home, name, source):
+    with Watch() as watch:
+        outcome = _job(home, name, source)
+    streaming = sum(share.seconds for share in outcome.shares if share.name in ("read", "filter", "write", "stream"))
+    dataset = read_dataset(outcome.output)
+    ceilings = sorted(codec_ceiling(dataset).both for _ in range(3))
+    ceiling = ceilings[1]
+    megabytes = _arrow_bytes(outcome.output) / 1e6
+    shutil.rmtree(outcome.output)
+    return {
+        "mb": round(megabytes),
+        "stream_seconds": round(streaming, 2),
+        "cpu_seconds_all_processes": round(watch.cpu_seconds, 2),
+        "ceiling_mb_per_core": round(ceiling, 1),
+        "share_of_ceiling_wall": round(megabytes / streaming / 2 / ceiling, 3),
+        "share_of_ceiling_cpu": round(megabytes / watch.cpu_seconds / ceiling, 3),
+        "peak_private_mb": {kind: round(peak / 1e6) for kind, peak in watch.peaks.items()},
+    }
+
+
+def _arrow_bytes(path):
+    import json
+
+    records = (path.parent / "ledger" / "shards").glob("*.json")
+    return sum(json.loads(record.read_text())["bytes_in"] for record in records)

@@ -1,0 +1,137 @@
+"""Prefilters against plain Python definitions of the same rules, their order, and how marks add up."""
+
+from collections import Counter
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from engine.config import build_recipe
+from engine.corpus.config import FilterConfig, SourceConfig
+from engine.corpus.marks import DROP, ERROR, QUARANTINE, add_marks, mark, marked_schema
+from engine.corpus.prefilters import apply_filters, expressions, repetition_ratio
+from engine.errors import RecipeError
+
+TEXTS = st.lists(
+    st.text(st.sampled_from("ab1 \u00e9\u4e2d\u0915\u093f#!\u2026\U0001f600\t\n\u00a0"), max_size=30), max_size=12
+)
+
+
+def marked(texts: list[str | None]) -> pa.Table:
+    return add_marks(pa.table({"text": pa.array(texts, pa.string())}))
+
+
+def drops(texts: list[str | None], **keys: Any) -> list[str | None]:
+    found: list[str | None] = apply_filters(marked(texts), "text", FilterConfig(**keys))[DROP].to_pylist()
+    return found
+
+
+def symbols(text: str) -> int:
+    import unicodedata
+
+    return sum(not (unicodedata.category(c)[0] in "LMNZ" or c in "\t\n\f\r") for c in text)
+
+
+def repetition(text: str) -> float:
+    counts = Counter(line.strip() for line in text.split("\n"))
+    every = sum(len(line) * count for line, count in counts.items())
+    return sum(len(line) * (count - 1) for line, count in counts.items()) / every if every else 0.0
+
+
+def test_everything_is_off_by_default() -> None:
+    table = marked(["", "x", "!!!", None])
+    assert apply_filters(table, "text", FilterConfig()) is table
+
+
+@settings(max_examples=50, deadline=None)
+@given(texts=TEXTS, low=st.integers(0, 10), high=st.integers(1, 20))
+def test_length_is_counted_in_characters(texts: list[str], low: int, high: int) -> None:
+    expected = ["too_short" if len(t) < low else "too_long" if len(t) > high else None for t in texts]
+    assert drops(texts, min_chars=low, max_chars=high) == expected
+
+
+@settings(max_examples=50, deadline=None)
+@given(texts=TEXTS, ratio=st.sampled_from([0.0, 0.1, 0.25, 0.5, 1.0]))
+def test_symbols_are_what_is_no_letter_mark_number_or_space(texts: list[str], ratio: float) -> None:
+    assert drops(texts, max_symbol_ratio=ratio) == ["symbols" if symbols(t) > ratio * len(t) else None for t in texts]
+
+
+@settings(max_examples=50, deadline=None)
+@given(texts=TEXTS)
+def test_repetition_is_the_share_of_characters_in_repeated_lines(texts: list[str]) -> None:
+    column = pa.chunked_array([texts[:3], texts[3:]], pa.string())
+    assert repetition_ratio(column).tolist() == [repetition(text) for text in texts]
+
+
+def test_repetition_drops_above_its_limit_and_only_within_one_text() -> None:
+    texts: list[str | None] = ["a\nb\nc", "a\n  a \nb\nb", "same", "same", "\n\n\n", "aaaa\naaaa\nbbbb\ncccc"]
+    assert drops(texts, max_repetition_ratio=0.3) == [None, "repetition", None, None, None, None]
+    assert drops(texts, max_repetition_ratio=0.25)[5] is None
+    assert drops(texts, max_repetition_ratio=0.24)[5] == "repetition"
+
+
+def test_the_first_reason_stays_and_marked_or_null_rows_are_left_alone() -> None:
+    table = mark(marked(["x", "!!!!!!!!", None, "!"]), pa.array([True, False, False, False]), QUARANTINE, "poison")
+    got = apply_filters(table, "text", FilterConfig(min_chars=3, max_symbol_ratio=0.1, languages=["en"]))
+    assert got[DROP].to_pylist() == [QUARANTINE, "symbols", None, "too_short"]
+    assert got[ERROR].to_pylist() == ["poison", None, None, None]
+    assert got.schema == table.schema
+
+
+def test_language_keeps_what_is_wanted_and_sure() -> None:
+    texts: list[str | None] = [
+        "This is a plain English sentence about the weather.",
+        "Ceci est une phrase fran\u00e7aise sur la pluie et le beau temps.",
+        "12345",
+    ]
+    assert drops(texts, languages=["en", "fr"], min_language_score=0.5) == [None, None, "language"]
+    assert drops(texts, languages=["fr"]) == ["language", None, "language"]
+    with pytest.raises(RecipeError, match="no language 'english'"):
+        drops(texts, languages=["english"])
+
+
+def test_filters_are_arrow_expressions_where_they_can_be() -> None:
+    config = FilterConfig(min_chars=2, max_chars=5, max_symbol_ratio=0.5, max_repetition_ratio=0.5)
+    table = marked(["a", "abc", "abcdefg", "!!!"])
+    found = expressions(pc.field("text"), config)
+    assert {reason: table.filter(rule)["text"].to_pylist() for reason, rule in found.items()} == {
+        "too_short": ["a"],
+        "too_long": ["abcdefg"],
+        "symbols": ["!!!"],
+    }
+
+
+def test_filters_keep_chunks_apart_and_empty_tables_empty() -> None:
+    table = add_marks(pa.table({"text": pa.chunked_array([["a", "bb"], [], ["c", "dd"]], pa.string())}))
+    everything = FilterConfig(min_chars=2, max_symbol_ratio=0.5, max_repetition_ratio=0.5, languages=["en"])
+    assert apply_filters(table, "text", FilterConfig(min_chars=2))[DROP].to_pylist() == ["too_short", None] * 2
+    empty = marked_schema(pa.schema([("text", pa.string())])).empty_table()
+    assert apply_filters(empty, "text", everything).equals(empty)
+
+
+def test_marks_are_added_once_and_nulls_in_a_mask_count_as_false() -> None:
+    table = marked(["a", "b", "c"])
+    assert add_marks(table).equals(table)
+    got = mark(table, pa.array([None, True, False]), "why")
+    assert got[DROP].to_pylist() == [None, "why", None]
+    assert got[ERROR].null_count == 3
+
+
+@pytest.mark.parametrize(
+    ("section", "data", "message"),
+    [
+        (FilterConfig, {"max_symbol_ratio": 2}, "less than or equal to 1"),
+        (FilterConfig, {"languages": []}, "at least 1 item"),
+        (FilterConfig, {"min_char": 1}, "nearest known key is 'min_chars'"),
+        (SourceConfig, {"paths": []}, "at least 1 item"),
+        (SourceConfig, {"paths": ["x"], "encoding": "utf-9"}, "no such encoding"),
+        (SourceConfig, {"paths": ["x"], "min_lines": 9, "max_lines": 3}, "min_lines is larger than max_lines"),
+        (SourceConfig, {"paths": ["x"], "shard_mb": 0}, "greater than 0"),
+    ],
+)
+def test_wrong_values_in_a_recipe_are_one_sentence(section: Any, data: dict[str, Any], message: str) -> None:
+    with pytest.raises(RecipeError, match=message):
+        build_recipe(section, data)
