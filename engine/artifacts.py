@@ -149,7 +149,7 @@ def publish(staging: UPath, output: UPath, manifest: Manifest) -> Dataset:
             if output.exists():
                 raise ArtifactError(f"{output} exists already.", "Remove it or choose another name.")
             replace(staging / MANIFEST, body)
-            Path(staging).rename(output)
+            Path(str(staging)).rename(str(output))
         else:
             if not create(output / MANIFEST, body):
                 raise ArtifactError(f"{output} is published already.", "Choose another name.")
@@ -161,7 +161,7 @@ def discard_staging(output: UPath) -> None:
     """Remove what an unfinished run left in staging; used when the user asks for a fresh start."""
     staging = output.parent / (output.name + _STAGING_SUFFIX)
     if is_local(output) and staging.exists():
-        shutil.rmtree(staging)
+        shutil.rmtree(str(staging))
 
 
 @cache

@@ -19,7 +19,8 @@ from typing import Any, NamedTuple, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from pydantic_core import PydanticUndefined
-from ruamel.yaml import YAML, YAMLError
+from ruamel.yaml import YAML
+from ruamel.yaml.error import YAMLError
 
 from engine.errors import RecipeError
 
@@ -104,7 +105,7 @@ def write_yaml(data: Mapping[str, Any]) -> str:
     stream = io.StringIO()
     yaml = YAML(typ="safe", pure=True)
     yaml.default_flow_style = False
-    yaml.sort_base_mapping_type_on_output = False  # type: ignore[assignment]
+    yaml.sort_base_mapping_type_on_output = False
     yaml.dump(dict(data), stream)
     return stream.getvalue()
 
@@ -219,7 +220,8 @@ def _type_name(annotation: Any) -> str:
         return f"map of {_type_name(args[0])} to {_type_name(args[1])}"
     if origin is typing.Annotated:
         return _type_name(args[0])
-    return {"str": "text", "bool": "true|false"}.get(annotation.__name__, annotation.__name__)
+    name: str = annotation.__name__
+    return {"str": "text", "bool": "true|false"}.get(name, name)
 
 
 def _show(value: Any) -> str:

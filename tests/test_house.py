@@ -42,7 +42,7 @@ def test_doors_open_one_way(path):
         assert top not in ("jobs", "serve_apps", "tuning"), f"{path} reaches up to {name}"
         if top != "engine" or room == "__init__":
             continue
-        target = (name.split(".") + [""])[1]
+        target = [*name.split("."), ""][1]
         if target in RANK and target != room:
             allowed = RANK[target] < RANK[room] or (room, target) in SAME_LEVEL
             assert allowed, f"engine/{room} imports engine/{target}"

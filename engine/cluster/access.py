@@ -11,6 +11,8 @@ import ipaddress
 import os
 import secrets
 import socket
+import tempfile
+from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
@@ -64,21 +66,30 @@ def ensure_token() -> Token:
 
     Ray would make the same file by itself, but readable by every user of the machine.
     """
-    path = _default_path()
     if token := find_token():
         return token
+    path = _default_path()
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.unlink(missing_ok=True)
-        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-        with os.fdopen(descriptor, "w") as file:
-            file.write(secrets.token_hex(32))
-    except FileExistsError:
-        pass
+        # Finished under another name (which mkstemp keeps to its owner), then linked: of two that start at once, one
+        # makes the token and both find it.
+        descriptor, temporary = tempfile.mkstemp(dir=path.parent)
+        try:
+            with os.fdopen(descriptor, "w") as file:
+                file.write(secrets.token_hex(32))
+            if path.exists():
+                os.replace(temporary, path)
+            else:
+                with suppress(FileExistsError):
+                    os.link(temporary, path)
+        finally:
+            Path(temporary).unlink(missing_ok=True)
     except OSError as error:
         problem = f"Ray needs a token and {path} cannot be written: {error.strerror}."
         raise ClusterError(problem, "Set RAY_AUTH_TOKEN_PATH to a file that holds one.") from None
-    return find_token() or ensure_token()
+    token = find_token()
+    assert token is not None
+    return token
 
 
 def use_token() -> bool:

@@ -42,8 +42,9 @@ def private_ray(cpus: float | None, object_store: int | None, dashboard: bool) -
             "Ask for less, or enlarge /dev/shm (docker run --shm-size).",
         )
     sweep()
-    ensure_token()
-    use_token()
+    if os.environ.get("RAY_AUTH_MODE", "token").lower() == "token":
+        ensure_token()
+        use_token()
     with _directory() as directory, _reaper(directory):
         import ray
 

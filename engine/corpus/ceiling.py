@@ -19,7 +19,7 @@ _SAMPLE_BYTES = 64 * 2**20
 
 
 class Ceiling(NamedTuple):
-    """Uncompressed (Arrow) megabytes of 10^6 bytes per CPU-second of one core: reading, writing, and one after the other."""
+    """Uncompressed Arrow megabytes (10^6 bytes) per CPU-second: reading, writing, and one after the other."""
 
     read: float
     write: float

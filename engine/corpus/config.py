@@ -15,7 +15,7 @@ STDLIB = "stdlib:"
 """The path that stands for the standard library of the running interpreter."""
 
 _SHARD_MB: dict[str, float] = {"parquet": 64, "jsonl": 64, "warc": 64, "text": 16, "html": 16, "python": 0.5}
-_MEGABYTE = 2**20
+_MEGABYTE = 1_000_000
 
 
 class SourceConfig(Section):

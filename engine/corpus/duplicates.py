@@ -10,6 +10,7 @@ Left out: near-duplicates. Called by `engine.corpus.transform` (both passes) and
 
 import time
 from collections.abc import Iterator, Sequence
+from itertools import pairwise
 
 import numpy as np
 import numpy.typing as npt
@@ -107,7 +108,7 @@ def _rows_of(path: UPath) -> int:
 
 def _hash_ranges(count: int) -> Iterator[tuple[int, int]]:
     edges = [step * 2**64 // count for step in range(count + 1)]
-    yield from ((low, high - 1) for low, high in zip(edges[:-1], edges[1:], strict=True))
+    yield from ((low, high - 1) for low, high in pairwise(edges))
 
 
 def _range_of(path: UPath, low: int, high: int) -> pa.Table:

@@ -33,10 +33,7 @@ def check_languages(codes: Sequence[str]) -> None:
     """Refuse codes the model does not know. Raises `RecipeError`."""
     for code in codes:
         if code not in _known():
-            raise RecipeError(
-                f"There is no language {code!r}.",
-                "Use ISO 639 codes such as en, de or zh.",
-            )
+            raise RecipeError(f"There is no language {code!r}.", "Use ISO 639 codes such as en, de or zh.")
 
 
 @cache

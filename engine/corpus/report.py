@@ -68,6 +68,18 @@ def count_documents(column: str) -> Callable[[pa.Table], dict[str, Any]]:
     return partial(_count, column)
 
 
+def merge_counts(statistics: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Counts of all parts added up, nested maps key by key."""
+    total: dict[str, Any] = {}
+    for each in statistics:
+        for key, value in each.items():
+            if isinstance(value, Mapping):
+                total[key] = merge_counts([total.get(key, {}), value])
+            else:
+                total[key] = total.get(key, 0) + value
+    return total
+
+
 def _count(column: str, table: pa.Table) -> dict[str, Any]:
     lengths = pc.utf8_length(table[column]).to_numpy()
     powers, counts = np.unique(np.log2(np.maximum(lengths, 1)).astype(int), return_counts=True)

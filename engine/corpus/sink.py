@@ -105,7 +105,7 @@ class Sink:
         create(folder / f"{name}.parquet", encode(renamed))
 
 
-def encode(table: pa.Table) -> memoryview:
+def encode(table: pa.Table) -> bytes:
     """A table as zstd Parquet bytes, in row groups of about 4 MiB; the same table gives the same bytes."""
     row_bytes = max(1, table.nbytes // max(1, len(table)))
     stream = pa.BufferOutputStream()
@@ -117,7 +117,8 @@ def encode(table: pa.Table) -> memoryview:
         use_dictionary=[SOURCE_PART] if SOURCE_PART in table.column_names else False,
         row_group_size=max(64, _GROUP_BYTES // row_bytes),
     )
-    return memoryview(stream.getvalue())
+    body: bytes = stream.getvalue().to_pybytes()
+    return body
 
 
 def strip_marks(block: pa.Table) -> pa.Table:

@@ -198,12 +198,9 @@ def _user_error(error: BaseException) -> HeadraceError | None:
     while seen:
         each = seen.pop()
         if isinstance(each, HeadraceError):
-            return type(each)(*each.args) if type(each).__module__ == HeadraceError.__module__ else _rebuilt(each)
+            # Ray raises a class derived from both its own error and ours; hand on a plain one of ours.
+            ours = next(base for base in type(each).__mro__ if base.__module__ == HeadraceError.__module__)
+            plain: HeadraceError = ours(each.problem, each.remedy)
+            return plain
         seen += [inner for inner in (each.__cause__, getattr(each, "cause", None)) if isinstance(inner, BaseException)]
     return None
-
-
-def _rebuilt(error: HeadraceError) -> HeadraceError:
-    # Ray raises a class derived from both its own error and ours; hand on a plain one of ours.
-    ours = next(base for base in type(error).__mro__ if base.__module__ == HeadraceError.__module__)
-    return ours(error.problem, error.remedy)

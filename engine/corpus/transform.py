@@ -228,7 +228,7 @@ def _check_quarantine(recipe: DataRecipe, tally: _Tally, run_dir: UPath) -> None
     expected = tally.rows * tally.planned / max(1, tally.size)
     if tally.poison > max(_TOLERATED, recipe.max_quarantine * expected):
         raise QuarantineExceeded(
-            f"{tally.poison} rows are in quarantine, more than max_quarantine={recipe.max_quarantine} of the input allows.",
+            f"{tally.poison} rows are in quarantine, more than max_quarantine={recipe.max_quarantine} allows.",
             f"Look at {run_dir / 'quarantine'}; correct the input, or raise max_quarantine and run again to resume.",
         )
 
@@ -279,23 +279,6 @@ def _manifest(
 def _columns(path: UPath) -> dict[str, str]:
     with path.open("rb") as file:
         return {field.name: str(field.type) for field in pq.read_schema(file)}
-
-
-def _columns(path: UPath) -> dict[str, str]:
-    with path.open("rb") as file:
-        return {field.name: str(field.type) for field in pq.read_schema(file)}
-
-
-def _merged(statistics: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """Counts of all parts added up, nested maps key by key."""
-    total: dict[str, Any] = {}
-    for each in statistics:
-        for key, value in each.items():
-            if isinstance(value, Mapping):
-                total[key] = _merged([total.get(key, {}), value])
-            else:
-                total[key] = total.get(key, 0) + value
-    return total
 
 
 def _facts(dataset: artifacts.Dataset) -> dict[str, str]:

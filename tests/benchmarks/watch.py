@@ -40,7 +40,7 @@ class Watch:
 
     @property
     def cpu_seconds(self):
-        """CPU seconds of all watched processes inside the block (a process that began and ended between samples is missed)."""
+        """CPU seconds of all watched processes inside the block; one that lived between two samples is missed."""
         return sum(seconds - self._before.get(key, 0.0) for key, seconds in self.cpu.items())
 
     def _run(self):

@@ -308,7 +308,7 @@ def test_poison_lines_are_quarantined_under_their_line_numbers(tmp_path: Path, s
         assert errors[2:6] == [
             "the line holds no JSON object",
             "the field 'text' is missing",
-            "the field 'text' holds no text",
+            "the field 'text' is not text",
             "the line is longer than max_row_mb",
         ]
 
@@ -358,12 +358,22 @@ def test_jsonl_schema_errors_are_one_sentence(tmp_path: Path) -> None:
 
 
 def test_jsonl_lists_of_messages(tmp_path: Path) -> None:
-    items = [{"messages": [{"role": "user", "content": "hi"}]}, {"messages": "no list"}]
-    (tmp_path / "a.jsonl").write_bytes(lines(items[0]))
-    assert read(tmp_path, ("messages",))["messages"].to_pylist() == [items[0]["messages"]]
-    (tmp_path / "a.jsonl").write_bytes(lines(items[1]))
-    with pytest.raises(SchemaError, match="where a list is needed"):
-        opened(tmp_path, ("messages",))
+    def message(**more: Any) -> dict[str, Any]:
+        return {"messages": [{"role": "user", "content": "hi", **more}]}
+
+    (tmp_path / "a.jsonl").write_bytes(lines(message(tools=None), message(tools=None)))
+    got = read(tmp_path, ("messages",))
+    assert got["messages"].to_pylist() == [message(tools=None)["messages"]] * 2
+    pq.write_table(got, tmp_path / "out.parquet")
+    (tmp_path / "a.jsonl").write_bytes(lines(message()) * 20_000 + lines({"messages": "no list"}))
+    assert (
+        read(tmp_path, ("messages",), include=["*.jsonl"])[ERROR].to_pylist()[-1]
+        == "the field 'messages' is not a list"
+    )
+    for item, what in (({"messages": "x"}, "string"), (message(content=[1]), "of several types")):
+        (tmp_path / "a.jsonl").write_bytes(lines(item, message(content="x") if what != "string" else item))
+        with pytest.raises(SchemaError, match=rf"'messages' of a\.jsonl is {what}, where a list is needed"):
+            opened(tmp_path, ("messages",), include=["*.jsonl"])
 
 
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -635,6 +645,15 @@ def test_warc_keeps_html_responses_only(tmp_path: Path, suffix: str) -> None:
     ]
     assert "stra\u00dfe" in got["text"].to_pylist()[2]
     assert set(got["date"].to_pylist()) == {"2024-05-06T07:08:09Z"}
+
+
+def test_xhtml_with_a_declared_encoding_is_read(tmp_path: Path) -> None:
+    body = b'<?xml version="1.0" encoding="UTF-8"?>' + page(1).replace(b"many", "stra\u00dfe".encode())
+    record = warc_record(1, body, mime="Application/XHTML+xml; charset=utf-8").replace(b"http://e", b"<http://e")
+    (tmp_path / "a.warc").write_bytes(record.replace(b"org/1\r\n", b"org/1>\r\n"))
+    got = read(tmp_path)
+    assert rows(got, "url", "title", DROP) == [("http://example.org/1", "Page 1", None)]
+    assert "stra\u00dfe" in got["text"][0].as_py()
 
 
 def test_warc_written_by_its_library_with_encoded_bodies(tmp_path: Path) -> None:

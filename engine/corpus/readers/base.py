@@ -32,13 +32,13 @@ _READERS = {
     "warc": ("engine.corpus.readers.warc", "WarcReader"),
 }
 
-_NOT_TEXT = {
-    "messages": (pa.types.is_list, pa.types.is_large_list),
-    "edits": (pa.types.is_list, pa.types.is_large_list),
-    "seed": (pa.types.is_integer,),
-    "path": (pa.types.is_integer,),
+_NOT_TEXT: dict[str, tuple[type, str]] = {
+    "messages": (list, "a list"),
+    "edits": (list, "a list"),
+    "seed": (int, "a whole number"),
+    "path": (int, "a whole number"),
 }
-"""Required columns that hold something else than text, and the tests of which one must hold."""
+"""Required columns that hold something else than text: its Python type and its name."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,31 +123,36 @@ def column_view(
     return view
 
 
-def wrong_type(file: InputFile, name: str, type_: pa.DataType) -> SchemaError:
-    """The error for a required column whose type does not serve."""
-    wanted = "text" if name not in _NOT_TEXT else "a list" if name in ("messages", "edits") else "a whole number"
-    return SchemaError(
-        f"The column {name!r} of {file.name} is {type_}, where {wanted} is needed.",
-        f"Choose another column with source.columns={{{name}: ...}}, or convert it.",
-    )
+def python_type(name: str) -> type:
+    """The Python type of a required column's values: `str`, `list` or `int`."""
+    return _NOT_TEXT[name][0] if name in _NOT_TEXT else str
+
+
+def type_name(name: str) -> str:
+    """What a required column holds, in words."""
+    return _NOT_TEXT[name][1] if name in _NOT_TEXT else "text"
 
 
 def required_type(file: InputFile, name: str, type_: pa.DataType) -> pa.DataType:
     """The type a required column is read as: text in any Arrow form becomes `string`. Raises `SchemaError`."""
     types = pa.types
-    if name in _NOT_TEXT:
-        if any(test(type_) for test in _NOT_TEXT[name]):
-            return type_
-        raise wrong_type(file, name, type_)
     plain = type_.value_type if types.is_dictionary(type_) else type_
-    if types.is_string(plain) or types.is_large_string(plain) or types.is_string_view(plain):
-        return pa.string()
-    raise wrong_type(file, name, type_)
+    tests = {
+        str: (types.is_string, types.is_large_string, types.is_string_view),
+        list: (types.is_list, types.is_large_list),
+        int: (types.is_integer,),
+    }[python_type(name)]
+    if any(test(plain) for test in tests):
+        return pa.string() if python_type(name) is str else type_
+    raise wrong_type(file, name, str(type_))
 
 
-def is_text(name: str) -> bool:
-    """Whether a required column holds text."""
-    return name not in _NOT_TEXT
+def wrong_type(file: InputFile, name: str, found: str) -> SchemaError:
+    """The error for a required column whose type does not serve."""
+    return SchemaError(
+        f"The column {name!r} of {file.name} is {found}, where {type_name(name)} is needed.",
+        f"Choose another column with source.columns={{{name}: ...}}, or convert it.",
+    )
 
 
 def unify(schemas: Iterable[tuple[InputFile, pa.Schema]]) -> pa.Schema:

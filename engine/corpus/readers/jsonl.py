@@ -23,7 +23,16 @@ import pyarrow as pa
 
 from engine.corpus.config import SourceConfig
 from engine.corpus.marks import DROP, ERROR, QUARANTINE, RESERVED, SOURCE_PART, SOURCE_ROW, marked_schema
-from engine.corpus.readers.base import Slice, column_view, damage_named, is_text, required_type, unify, wrong_type
+from engine.corpus.readers.base import (
+    Slice,
+    column_view,
+    damage_named,
+    python_type,
+    required_type,
+    type_name,
+    unify,
+    wrong_type,
+)
 from engine.corpus.sources import InputFile
 from engine.errors import SourceError
 from engine.observe import get_logger
@@ -75,7 +84,10 @@ class JsonlReader:
             (file, pa.schema([_as_json_text(field) if field.name in mixed else field for field in schema]))
             for file, schema in sampled
         )
-        fields = [_as_json_text(field) if _is_vague(field.type) else field for field in merged]
+        fields = [
+            _as_json_text(field) if field.name not in self.required and _is_vague(field.type) else field
+            for field in merged
+        ]
         # Where no row could be read anywhere, every row will be quarantined, and says why.
         fields += [pa.field(name, pa.string()) for name in self.required if name not in merged.names]
         return pa.schema(fields)
@@ -132,8 +144,8 @@ class JsonlReader:
             value = row.get(view[name])
             if value is None:
                 return row, f"the field {view[name]!r} is missing"
-            if is_text(name) and not isinstance(value, str):
-                return row, f"the field {view[name]!r} holds no text"
+            if not isinstance(value, python_type(name)):
+                return row, f"the field {view[name]!r} is not {type_name(name)}"
         return row, None
 
     def _sample(self, file: InputFile) -> pa.Schema:
@@ -153,14 +165,15 @@ class JsonlReader:
         fields = []
         for name, source in view.items():
             values = [row[source] for row in rows if row.get(source) is not None]
-            if name not in self.required:
-                fields.append(_infer(name, values))
-            elif is_text(name):
-                if values and not any(isinstance(value, str) for value in values):
-                    raise wrong_type(file, name, _infer(name, values).type)
-                fields.append(pa.field(name, pa.string()))
-            else:
-                fields.append(pa.field(name, required_type(file, name, _infer(name, values).type)))
+            if name in self.required:
+                # Poison lines have no say in the type, unless all are.
+                values = [value for value in values if isinstance(value, python_type(name))] or values
+            field = _infer(name, values)
+            if name in self.required and (values or python_type(name) is str):
+                if field.metadata == _JSON_TEXT:
+                    raise wrong_type(file, name, "of several types")
+                field = pa.field(name, required_type(file, name, field.type if values else pa.string()))
+            fields.append(field)
         return pa.schema(fields)
 
 

@@ -18,7 +18,7 @@ import pyarrow.parquet as pq
 
 from engine.corpus.config import SourceConfig
 from engine.corpus.marks import DROP, ERROR, QUARANTINE, SOURCE_PART, SOURCE_ROW, mark, marked_schema
-from engine.corpus.readers.base import Slice, column_view, damage_named, is_text, required_type, unify
+from engine.corpus.readers.base import Slice, column_view, damage_named, python_type, required_type, unify
 from engine.corpus.sources import InputFile
 from engine.storage import is_local, locate
 
@@ -98,7 +98,7 @@ def _check(table: pa.Table, name: str, max_bytes: int) -> pa.Table:
     column = table[name]
     if column.null_count:
         table = mark(table, pc.is_null(column), QUARANTINE, f"the column {name!r} is null")
-    if not is_text(name):
+    if python_type(name) is not str:
         return table
     lengths = pc.binary_length(column)
     if (pc.max(lengths).as_py() or 0) > max_bytes:

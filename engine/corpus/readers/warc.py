@@ -87,7 +87,7 @@ class WarcReader(RowReader):
         try:
             record.parse_http(auto_decode="all")
             status = record.http_headers.status_code or 0
-            if not 200 <= status < 300 or record.http_content_type not in _HTML:
+            if not 200 <= status < 300 or (record.http_content_type or "").lower() not in _HTML:
                 return
             body = b"" if page.oversized else record.reader.read(limit + 1)
         except (OSError, ValueError) as error:
@@ -148,7 +148,7 @@ def _records(stream: BinaryIO, position: int, magic: bytes, max_bytes: int) -> I
             page = None
             if record.record_type == WarcRecordType.response:
                 url, date = (record.headers.get(name) or "" for name in ("WARC-Target-URI", "WARC-Date"))
-                page = _Page({"url": url, "date": date}, content, oversized)
+                page = _Page({"url": url.strip("<>"), "date": date}, content, oversized)
             yield _Event(offset, size, page)
             offset = None
         if magic != _PLAIN and not _ends_whole(stream, last, magic):
