@@ -105,7 +105,7 @@ def write_yaml(data: Mapping[str, Any]) -> str:
     stream = io.StringIO()
     yaml = YAML(typ="safe", pure=True)
     yaml.default_flow_style = False
-    yaml.sort_base_mapping_type_on_output = False
+    yaml.sort_base_mapping_type_on_output = False  # type: ignore[assignment]
     yaml.dump(dict(data), stream)
     return stream.getvalue()
 
@@ -127,7 +127,7 @@ def describe(model: type[Section], prefix: str = "") -> Iterator[Key]:
             yield from describe(section, f"{prefix}{name}.")
             continue
         required = field.is_required()
-        default = "required" if required else _show(field.get_default(call_default_factory=True))  # type: ignore[call-arg]
+        default = "required" if required else _show(field.get_default(call_default_factory=True))
         yield Key(prefix + name, _type_name(field.annotation), default, " ".join((field.description or "").split()))
 
 

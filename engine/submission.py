@@ -190,7 +190,7 @@ def follow(client: Any, submission: str, write: Callable[[str], object]) -> Stat
             if failures > _RECONNECTS:
                 raise ClusterError(
                     f"The connection to {submission} was lost {failures} times in a row: {first_line(error)}",
-                    f"The job runs on; follow it again with: headrace logs {submission} --follow.",
+                    f"The job may well run on; see: headrace logs {submission}.",
                 ) from None
         time.sleep(min(2.0**failures, 15.0))
 

@@ -25,6 +25,11 @@ from engine.submission import State
 from jobs.registry import load_job
 
 
+def _show(text: str) -> None:
+    sys.stdout.write(text)
+    sys.stdout.flush()
+
+
 def submit(
     job: str,
     recipe_path: str | Path,
@@ -34,7 +39,7 @@ def submit(
     follow: bool = True,
     again: bool = False,
     allow_unauthenticated: bool = False,
-    write: Callable[[str], object] = sys.stdout.write,
+    write: Callable[[str], object] = _show,
 ) -> State:
     """Submit a job and, with `follow`, write its log until it is done; its state.
 
@@ -70,7 +75,7 @@ def logs(
     *,
     follow: bool = False,
     allow_unauthenticated: bool = False,
-    write: Callable[[str], object] = sys.stdout.write,
+    write: Callable[[str], object] = _show,
 ) -> State:
     """Write what a submission has printed, and with `follow` what it goes on to print; its state."""
     client = submission.connect(address, allow_unauthenticated=allow_unauthenticated)

@@ -81,7 +81,7 @@ def _run(pipeline, head):
     return subprocess.Popen(
         [sys.executable, "-m", "jobs.pipeline", str(pipeline), "--address", head.address],
         cwd=ROOT,
-        env={**os.environ, "RAY_AUTH_TOKEN_PATH": str(head.token), "RAY_AUTH_MODE": "token"},
+        env=head.environment,
     )
 
 
@@ -120,13 +120,13 @@ def _check_complete(folder):
     counts = corpus.manifest.counts
     fates = counts["quarantined"] + sum(count for name, count in counts.items() if name.startswith("dropped: "))
     assert counts["read"] == corpus.rows + fates
-    programs, sequences = _rows(corpus), _rows(read_dataset(UPath(folder / "lintseq" / "chaos" / "dataset")))
+    refined = read_dataset(UPath(folder / "lintseq" / "chaos" / "dataset"))
+    programs, sequences = _rows(corpus), _rows(refined)
     wanted = {(part.name, row) for part in corpus.parts for row in range(part.rows)}
     found = list(zip(sequences["source_part"].to_pylist(), sequences["source_row"].to_pylist(), strict=True))
     assert len(found) == len(set(found)) == len(wanted) == len(programs)
     assert set(found) == wanted
-    plain = pq.read_table(folder / "lintseq" / "chaos" / "dataset")
-    assert plain.num_rows == sequences.num_rows
+    assert {each.name for each in refined.path.glob("*.parquet")} == {part.file for part in refined.parts}
 
 
 def _rows(dataset):

@@ -162,19 +162,20 @@ class JsonlReader:
             return pa.schema([])
         names = list(dict.fromkeys(key for row in rows for key in row))
         view = column_view(file, names, self.columns, self.required)
-        fields = []
-        for name, source in view.items():
-            values = [row[source] for row in rows if row.get(source) is not None]
-            if name in self.required:
-                # Poison lines have no say in the type, unless all are.
-                values = [value for value in values if isinstance(value, python_type(name))] or values
-            field = _infer(name, values)
-            if name in self.required and (values or python_type(name) is str):
-                if field.metadata == _JSON_TEXT:
-                    raise wrong_type(file, name, "of several types")
-                field = pa.field(name, required_type(file, name, field.type if values else pa.string()))
-            fields.append(field)
-        return pa.schema(fields)
+        columns = {name: [row[key] for row in rows if row.get(key) is not None] for name, key in view.items()}
+        return pa.schema([self._field(file, name, values) for name, values in columns.items()])
+
+    def _field(self, file: InputFile, name: str, values: list[Any]) -> pa.Field:
+        if name not in self.required:
+            return _infer(name, values)
+        wanted = python_type(name)
+        if not values:
+            return pa.field(name, pa.string() if wanted is str else pa.null())
+        # Poison lines have no say in the type, unless all are.
+        field = _infer(name, [value for value in values if isinstance(value, wanted)] or values)
+        if field.metadata == _JSON_TEXT:
+            raise wrong_type(file, name, "of several types")
+        return pa.field(name, required_type(file, name, field.type))
 
 
 def _array(field: pa.Field, values: list[Any], errors: list[str | None]) -> pa.Array:

@@ -1,0 +1,103 @@
+"""What tests share: one Ray head for all of them, with a token, started and ended by its own process ids."""
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from engine.cluster.reaper import clear
+
+TOKEN = "0123456789abcdef" * 4
+AUTOSCALING = """
+cluster_name: test
+max_workers: 3
+provider: {type: fake_multinode, head_node_id: "fffffffffffffffffffffffffffffffffffffffffffffffffff00000"}
+head_node_type: head
+available_node_types:
+  head: {resources: {CPU: 2}, node_config: {}, min_workers: 0, max_workers: 0}
+  data: {resources: {CPU: 4}, node_config: {}, min_workers: 0, max_workers: 8}
+auth: {}
+docker: {}
+idle_timeout_minutes: 1
+upscaling_speed: 1
+setup_commands: []
+initialization_commands: []
+head_setup_commands: []
+worker_setup_commands: []
+head_start_ray_commands: []
+worker_start_ray_commands: []
+file_mounts: {}
+cluster_synced_files: []
+file_mounts_sync_continuously: false
+rsync_exclude: []
+rsync_filter: []
+"""
+
+
+@dataclass
+class Head:
+    """A running head: `ip:port`, URL of its Jobs API, file of its token, process that started it."""
+
+    address: str
+    url: str
+    token: Path
+    pid: int
+
+    @property
+    def environment(self) -> dict[str, str]:
+        """The environment of a process that may use it."""
+        kept = {key: value for key, value in os.environ.items() if not key.startswith("RAY_")}
+        return {**kept, "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(self.token)}
+
+
+def free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        return int(server.getsockname()[1])
+
+
+def listens(port: int) -> bool:
+    try:
+        socket.create_connection(("127.0.0.1", port), timeout=1).close()
+    except OSError:
+        return False
+    return True
+
+
+@pytest.fixture(scope="session")
+def head() -> Iterator[Head]:
+    folder = Path(tempfile.mkdtemp(prefix="hrtest-", dir="/tmp"))
+    token, scaling = folder / "token", folder / "scaling.yaml"
+    token.write_text(TOKEN)
+    scaling.write_text(AUTOSCALING)
+    port, dashboard, agent, client = (free_port() for _ in range(4))
+    ray = Path(sys.executable).with_name("ray")
+    command = f"{ray} start --head --block --node-ip-address=127.0.0.1 --port={port} --num-cpus=2 --num-gpus=0"
+    command += f" --dashboard-host=127.0.0.1 --dashboard-port={dashboard} --dashboard-agent-listen-port={agent}"
+    command += f" --ray-client-server-port={client} --temp-dir={folder / 'r'} --object-store-memory=300000000"
+    command += f" --autoscaling-config={scaling} --disable-usage-stats"
+    environment = {key: value for key, value in os.environ.items() if not key.startswith("RAY_")}
+    environment |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(token), "RAY_FAKE_CLUSTER": "1"}
+    environment["PATH"] = f"{ray.parent}{os.pathsep}{environment['PATH']}"
+    with open(folder / "out", "w") as out:
+        process = subprocess.Popen(
+            command.split(), env=environment, stdout=out, stderr=out, start_new_session=True, cwd=folder
+        )
+    try:
+        end = time.monotonic() + 60
+        while not listens(dashboard):
+            assert process.poll() is None, (folder / "out").read_text()
+            assert time.monotonic() < end, (folder / "out").read_text()
+            time.sleep(0.2)
+        yield Head(f"127.0.0.1:{port}", f"http://127.0.0.1:{dashboard}", token, process.pid)
+    finally:
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait(timeout=20)
+        clear(str(folder), spare=os.getpid())
