@@ -26,7 +26,8 @@ bench: bootstrap ## benchmarks; each writes its JSON to tests/benchmarks/results
 	@$(BIN)/python -m tests.benchmarks
 
 constraints: bootstrap  ## pin what is installed in .venv now
-	@$(BIN)/pip freeze --exclude-editable | grep -v -i -F -f <(sed 's/==.*//;/^#/d' deploy/samples.txt) > deploy/constraints.txt
+	@$(BIN)/pip freeze --all --exclude-editable | sed 's/_/-/' | grep -v -i -F -f <(sed '/^#/d' deploy/samples.txt) \
+	  | grep -v '^pip==' > deploy/constraints.txt
 
 chaos: bootstrap ## kill drivers and workers at 20 random moments
 	@HEADRACE_CHAOS_KILLS=20 $(BIN)/pytest -s tests/chaos

@@ -2,15 +2,8 @@
 
 import os
 import shutil
-import signal
-import socket
-import subprocess
-import sys
-import tempfile
 import time
 import zipfile
-from collections.abc import Iterator
-from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
 from types import SimpleNamespace
@@ -19,7 +12,6 @@ import pytest
 
 from engine import submission
 from engine.cluster import probe, session
-from engine.cluster.reaper import clear
 from engine.config import Recipe
 from engine.doctor import examine
 from engine.errors import ClusterError, RecipeError
@@ -27,31 +19,6 @@ from engine.resources import Growth, Node, capacity
 from jobs import submit
 
 ROOT = Path(__file__).resolve().parent.parent
-TOKEN = "0123456789abcdef" * 4
-AUTOSCALING = """
-cluster_name: test
-max_workers: 3
-provider: {type: fake_multinode, head_node_id: "fffffffffffffffffffffffffffffffffffffffffffffffffff00000"}
-head_node_type: head
-available_node_types:
-  head: {resources: {CPU: 2}, node_config: {}, min_workers: 0, max_workers: 0}
-  data: {resources: {CPU: 4}, node_config: {}, min_workers: 0, max_workers: 8}
-auth: {}
-docker: {}
-idle_timeout_minutes: 1
-upscaling_speed: 1
-setup_commands: []
-initialization_commands: []
-head_setup_commands: []
-worker_setup_commands: []
-head_start_ray_commands: []
-worker_start_ray_commands: []
-file_mounts: {}
-cluster_synced_files: []
-file_mounts_sync_continuously: false
-rsync_exclude: []
-rsync_filter: []
-"""
 JOB = """
 import sys, time
 from pathlib import Path
@@ -86,60 +53,6 @@ class TinyRecipe(Recipe):
     code: int = 0
 
 
-@dataclass
-class Head:
-    """A running head: `ip:port`, URL of its Jobs API, file of its token."""
-
-    address: str
-    url: str
-    token: Path
-
-
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        return int(server.getsockname()[1])
-
-
-def listens(port: int) -> bool:
-    try:
-        socket.create_connection(("127.0.0.1", port), timeout=1).close()
-    except OSError:
-        return False
-    return True
-
-
-@pytest.fixture(scope="module")
-def head() -> Iterator[Head]:
-    folder = Path(tempfile.mkdtemp(prefix="hrtest-", dir="/tmp"))
-    token, scaling = folder / "token", folder / "scaling.yaml"
-    token.write_text(TOKEN)
-    scaling.write_text(AUTOSCALING)
-    port, dashboard, agent, client = (free_port() for _ in range(4))
-    ray = Path(sys.executable).with_name("ray")
-    command = f"{ray} start --head --block --node-ip-address=127.0.0.1 --port={port} --num-cpus=2 --num-gpus=0"
-    command += f" --dashboard-host=127.0.0.1 --dashboard-port={dashboard} --dashboard-agent-listen-port={agent}"
-    command += f" --ray-client-server-port={client} --temp-dir={folder / 'r'} --object-store-memory=100000000"
-    command += f" --autoscaling-config={scaling} --disable-usage-stats"
-    environment = {key: value for key, value in os.environ.items() if not key.startswith("RAY_")}
-    environment |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(token), "RAY_FAKE_CLUSTER": "1"}
-    environment["PATH"] = f"{ray.parent}{os.pathsep}{environment['PATH']}"
-    with open(folder / "out", "w") as out:
-        process = subprocess.Popen(
-            command.split(), env=environment, stdout=out, stderr=out, start_new_session=True, cwd=folder
-        )
-    try:
-        end = time.monotonic() + 40
-        while not listens(dashboard):
-            assert process.poll() is None, (folder / "out").read_text()
-            assert time.monotonic() < end, (folder / "out").read_text()
-            time.sleep(0.2)
-        yield Head(f"127.0.0.1:{port}", f"http://127.0.0.1:{dashboard}", token)
-    finally:
-        os.killpg(process.pid, signal.SIGKILL)
-        process.wait(timeout=20)
-        clear(str(folder), spare=os.getpid())
-
-
 @pytest.fixture(scope="module")
 def code(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A copy of the code, so that nobody changes it between two submissions that shall be the same."""
@@ -152,7 +65,7 @@ def code(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(autouse=True)
-def tiny(monkeypatch: pytest.MonkeyPatch, head: Head, code: Path) -> None:
+def tiny(monkeypatch: pytest.MonkeyPatch, head, code: Path) -> None:
     """The stand-in job, and the head's token as this process's."""
     for name in ("RAY_ADDRESS", "RAY_AUTH_TOKEN", "RAY_API_SERVER_ADDRESS"):
         monkeypatch.delenv(name, raising=False)
@@ -171,7 +84,7 @@ def recipe(tmp_path: Path) -> Path:
 
 
 def test_a_job_is_submitted_streamed_and_found_again(
-    head: Head, recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    head, recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
     # Ray's client would prefer this one over the address it is given.
@@ -184,7 +97,7 @@ def test_a_job_is_submitted_streamed_and_found_again(
     assert "\ncluster\n" in text, "a submitted job runs on the cluster it was submitted to"
     assert "working_dir_files" in text.partition("worker ")[2].partition("\n")[0], "workers use the submitted code"
     assert [f"line {number}\n" for number in range(200)] == [f"line {x}\n" for x in _numbers(text)]
-    assert TOKEN not in text
+    assert head.token.read_text() not in text
 
     again: list[str] = []
     second = submit.submit("tiny", recipe, ["lines=200"], head.url, write=again.append)
@@ -200,7 +113,7 @@ def _numbers(text: str) -> list[int]:
     return [int(line.split()[1]) for line in text.splitlines() if line.startswith("line ")]
 
 
-def test_a_failure_is_followed_by_another_attempt_and_a_running_job_is_stopped(head: Head, recipe: Path) -> None:
+def test_a_failure_is_followed_by_another_attempt_and_a_running_job_is_stopped(head, recipe: Path) -> None:
     quiet: list[str] = []
     failed = submit.submit("tiny", recipe, ["code=3"], head.url, write=quiet.append)
     assert failed.status == "FAILED"
@@ -217,7 +130,7 @@ def test_a_failure_is_followed_by_another_attempt_and_a_running_job_is_stopped(h
     assert submit.stop(head.url, running.id).status == "STOPPED"
 
 
-def test_an_unknown_submission_is_one_sentence(head: Head) -> None:
+def test_an_unknown_submission_is_one_sentence(head) -> None:
     for call in (submit.status, submit.stop):
         with pytest.raises(ClusterError, match="nobody-knows-it"):
             call(head.url, "nobody-knows-it")
@@ -226,7 +139,7 @@ def test_an_unknown_submission_is_one_sentence(head: Head) -> None:
 
 
 def test_a_wrong_token_is_refused_by_both_doors(
-    head: Head, recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    head, recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     wrong = tmp_path / "wrong"
     wrong.write_text("f" * 64)
@@ -242,7 +155,7 @@ def test_a_wrong_token_is_refused_by_both_doors(
 
 
 def test_without_a_token_both_doors_are_shut(
-    head: Head, recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    head, recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.delenv("RAY_AUTH_TOKEN_PATH")
     monkeypatch.setenv("HOME", str(tmp_path))
@@ -251,7 +164,7 @@ def test_without_a_token_both_doors_are_shut(
             call()
 
 
-def test_a_session_at_an_address_sees_the_autoscalers_maximum_and_leaves_the_cluster_running(head: Head) -> None:
+def test_a_session_at_an_address_sees_the_autoscalers_maximum_and_leaves_the_cluster_running(head) -> None:
     with session(head.address) as here:
         assert not here.private
         assert here.address.rpartition(":")[2] == head.address.rpartition(":")[2]
@@ -263,12 +176,12 @@ def test_a_session_at_an_address_sees_the_autoscalers_maximum_and_leaves_the_clu
     assert len(probe(head.address).nodes) == 1
 
 
-def test_the_doctor_examines_a_cluster(head: Head, tmp_path: Path) -> None:
+def test_the_doctor_examines_a_cluster(head, tmp_path: Path) -> None:
     checks = {check.name: check for check in examine(head.address, str(tmp_path / "runs"))}
     assert checks["Ray"].ok, checks["Ray"]
     assert "autoscaler" in checks["Ray"].detail
     assert checks["authentication"].ok
-    assert TOKEN not in str(checks)
+    assert head.token.read_text() not in str(checks)
 
 
 @pytest.mark.parametrize(

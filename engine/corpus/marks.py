@@ -19,9 +19,6 @@ SOURCE_ROW = "source_row"
 QUARANTINE = "quarantine"
 """The reason of a poison row; its `_error` says what is wrong with it."""
 
-EMPTY = "empty"
-"""The reason of a placeholder that stands for a shard without rows; it is no row of the input and is never counted."""
-
 RESERVED = (SOURCE_PART, SOURCE_ROW, DROP, ERROR)
 """Columns the stream makes itself; an input's own columns of these names give way."""
 
