@@ -15,8 +15,9 @@ from typing import Any
 import click
 
 from engine.errors import HeadraceError
+from jobs.commands import ADDRESS, doctor, logs, status, stop, submit
 from jobs.registry import JOBS, known_job, load_job
-from jobs.show import show_doctor, show_outcome, show_state, write_keys
+from jobs.show import show_outcome, write_keys
 
 _EXAMPLES = """\b
 Examples:
@@ -50,13 +51,14 @@ class _Jobs(click.Group):
 
 
 class _JobCommand(click.Command):
-    """A job's command; its help ends with every key of its recipe."""
+    """A job's command; its help is what its module says, and ends with every key of its recipe."""
+
+    def format_help_text(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        self.help = load_job(str(self.name)).__doc__.partition("\nLeft out:")[0].strip()
+        super().format_help_text(ctx, formatter)
 
     def format_epilog(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         write_keys(load_job(str(self.name)).RECIPE, formatter)
-
-
-_ADDRESS = click.option("--address", metavar="ADDRESS", help="Ray cluster to run on; without it, one of this process.")
 
 
 def _job_command(name: str) -> click.Command:
@@ -64,7 +66,7 @@ def _job_command(name: str) -> click.Command:
     @click.argument("recipe", metavar="RECIPE.yaml")
     @click.option("--dry-run", is_flag=True, help="Show what would be done, with derived numbers; do nothing.")
     @click.option("--fresh", is_flag=True, help="Set an earlier run of this name aside and start over.")
-    @_ADDRESS
+    @ADDRESS
     def command(recipe: str, overrides: tuple[str, ...], dry_run: bool, fresh: bool, address: str | None) -> None:
         from engine.config import load_recipe
         from engine.runs import Invocation
@@ -75,12 +77,7 @@ def _job_command(name: str) -> click.Command:
         call = Invocation(shlex.join(["headrace", name, recipe, *overrides, *place]), address, dry_run, fresh)
         show_outcome(job.run(loaded, call), loaded if dry_run else None)
 
-    text = (load_job(name).__doc__ or "").partition("\nLeft out:")[0].strip() if _wants_help() else JOBS[name]
-    return _JobCommand(name, callback=command, params=command.__click_params__[::-1], help=text, short_help=JOBS[name])  # type: ignore[attr-defined]
-
-
-def _wants_help() -> bool:
-    return "--help" in sys.argv
+    return _JobCommand(name, callback=command, params=command.__click_params__[::-1], short_help=JOBS[name])  # type: ignore[attr-defined]
 
 
 @click.group(
@@ -95,62 +92,8 @@ def cli() -> None:
     """
 
 
-_CLUSTER = click.option("--address", required=True, metavar="URL", help="Jobs API of the cluster: http://HOST:8265.")
-_TRUST = click.option("--allow-unauthenticated", is_flag=True, help="Accept a remote cluster without a token.")
-
-
-@cli.command()
-@click.argument("job", metavar="JOB")
-@click.argument("recipe", metavar="RECIPE.yaml")
-@click.argument("overrides", nargs=-1, metavar="[KEY=VALUE]...")
-@_CLUSTER
-@click.option("--no-follow", is_flag=True, help="Hand it in and return; do not stream its log.")
-@click.option("--again", is_flag=True, help="Start it once more though it has succeeded.")
-@_TRUST
-def submit(
-    job: str,
-    recipe: str,
-    overrides: tuple[str, ...],
-    address: str,
-    no_follow: bool,
-    again: bool,
-    allow_unauthenticated: bool,
-) -> None:
-    """Run a job on a cluster through the Ray Jobs API."""
-    from jobs import submit as submission
-
-    known_job(job)
-    state = submission.submit(
-        job, recipe, overrides, address, follow=not no_follow, again=again, allow_unauthenticated=allow_unauthenticated
-    )
-    sys.exit(show_state(state))
-
-
-def _submission_command(name: str, help: str) -> None:
-    @cli.command(name, help=help)
-    @click.argument("submission")
-    @_CLUSTER
-    @_TRUST
-    def command(submission: str, address: str, allow_unauthenticated: bool) -> None:
-        from jobs import submit as module
-
-        call = getattr(module, name)
-        sys.exit(show_state(call(address, submission, allow_unauthenticated=allow_unauthenticated)))
-
-
-_submission_command("status", "How a submission stands.")
-_submission_command("logs", "What a submission has printed.")
-_submission_command("stop", "Stop a submission; its state stays resumable.")
-
-
-@cli.command()
-@_ADDRESS
-@click.option("--runs", default="runs", show_default=True, help="Directory (or URI) for run directories.")
-def doctor(address: str | None, runs: str) -> None:
-    """Check versions, disk, memory, Ray and storage."""
-    from engine.doctor import examine
-
-    sys.exit(show_doctor(examine(address, runs)))
+for _command in (doctor, submit, status, logs, stop):
+    cli.add_command(_command)
 
 
 def main(job: str | None = None) -> None:
