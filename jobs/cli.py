@@ -62,8 +62,8 @@ class _JobCommand(click.Command):
 
 
 def _job_command(name: str) -> click.Command:
-    @click.argument("overrides", nargs=-1, metavar="[KEY=VALUE]...")
     @click.argument("recipe", metavar="RECIPE.yaml")
+    @click.argument("overrides", nargs=-1, metavar="[KEY=VALUE]...")
     @click.option("--dry-run", is_flag=True, help="Show what would be done, with derived numbers; do nothing.")
     @click.option("--fresh", is_flag=True, help="Set an earlier run of this name aside and start over.")
     @ADDRESS
