@@ -1,6 +1,6 @@
-# The commands of a checkout. `make quickstart` and `make test` need nothing but Python 3.11 or 3.12.
+# The commands of a checkout. `make quickstart` and `make test` need nothing but Python 3.11.
 SHELL := bash
-PYTHON ?= python3
+PYTHON ?= $(shell for each in python3.11 python3; do $$each -c '' 2>/dev/null && echo $$each && break; done)
 EXTRA ?= cpu
 BIN := .venv/bin
 

@@ -23,7 +23,7 @@ PYTHON = os.path.join(VENV, "bin", "python")
 CONSTRAINTS = os.path.join(ROOT, "deploy", "constraints.txt")
 SAMPLES = os.path.join(ROOT, "deploy", "samples.txt")
 NEEDED_GB = 8
-SUPPORTED = ((3, 11), (3, 12))
+SUPPORTED = ((3, 11),)  # the pinned versions were seen to work together on these
 
 # Where the CPU build of torch lives on an ordinary machine; used only where pip as configured cannot find it.
 TORCH_CPU_INDEX = "https://download.pytorch.org/whl/cpu"
@@ -33,7 +33,7 @@ def main(extra):
     """Bring .venv up to date for `extra` (cpu or gpu)."""
     if sys.version_info[:2] not in SUPPORTED:
         stop(
-            "Headrace needs Python 3.11 or 3.12, but this is Python {}.{}.".format(*sys.version_info[:2]),
+            "Headrace needs Python 3.11, but this is Python {}.{}.".format(*sys.version_info[:2]),
             "Install one and name it: make PYTHON=python3.11 ...",
         )
     stamp = os.path.join(VENV, f"headrace-{extra}-{fingerprint()}.stamp")

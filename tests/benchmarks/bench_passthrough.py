@@ -19,13 +19,13 @@ from jobs import corpus
 from tests.benchmarks.corpora import build
 from tests.benchmarks.watch import Watch
 
-MEGABYTES = 2600
+MEGABYTES = 4000
 RUNS = 3
 
 
 def main():
     """Three runs; each with its ceiling."""
-    home = Path(tempfile.mkdtemp(prefix="headrace-bench-"))
+    home = Path(tempfile.mkdtemp(prefix="hrbench-"))
     try:
         source = build(home / "corpus", MEGABYTES, files=20)
         on_disk = sum(path.stat().st_size for path in source.glob("*.parquet"))

@@ -1,0 +1,75 @@
+"""The README is true: its commands run, its Python runs, its numbers have results behind them."""
+
+import os
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from engine.config import build_recipe
+from jobs import corpus
+
+ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text()
+
+
+def _blocks(language):
+    return re.findall(rf"```{language}\n(.*?)```", README, re.DOTALL)
+
+
+COMMANDS = [line for block in _blocks("bash") for line in block.splitlines() if line]
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory):
+    """A directory like a checkout, where the README's relative paths mean what they say."""
+    folder = tmp_path_factory.mktemp("readme")
+    shutil.copytree(ROOT / "jobs", folder / "jobs", ignore=shutil.ignore_patterns("__pycache__"))
+    return folder
+
+
+@pytest.mark.parametrize("command", [each for each in COMMANDS if each.startswith("headrace")])
+def test_commands_run(command, home, head):
+    words = shlex.split(command.replace("http://127.0.0.1:8265", head.url))
+    program = str(Path(sys.executable).with_name("headrace"))
+    # RAY_ADDRESS stands for the private Ray each command would start; nothing else differs.
+    environment = {
+        **head.environment,
+        "RAY_ADDRESS": head.address,
+        "PATH": f"{Path(program).parent}:{os.environ['PATH']}",
+    }
+    done = subprocess.run([program, *words[1:]], cwd=home, env=environment, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+@pytest.mark.parametrize("command", [each for each in COMMANDS if not each.startswith("headrace")])
+def test_other_commands_are_make_targets(command):
+    program, target = command.split()
+    assert program == "make"
+    assert re.search(rf"^{target}:", (ROOT / "Makefile").read_text(), re.MULTILINE)
+
+
+@pytest.mark.parametrize("code", _blocks("python"))
+def test_python_runs(code):
+    exec(compile(code, "README.md", "exec"), {})
+
+
+@pytest.mark.parametrize("text", _blocks("yaml"))
+def test_recipes_are_recipes(text):
+    from ruamel.yaml import YAML
+
+    build_recipe(corpus.RECIPE, YAML(typ="safe", pure=True).load(text))
+
+
+def test_every_file_it_names_is_there():
+    for path in re.findall(r"`((?:jobs|deploy|tests|engine)/[\w./-]+)`", README):
+        assert list(ROOT.glob(path)), path
+
+
+def test_every_number_has_a_result_behind_it():
+    for name in re.findall(r"\((bench_\w+)\)", README):
+        assert (ROOT / "tests" / "benchmarks" / "results" / f"{name}.json").exists()
