@@ -28,7 +28,8 @@ from engine.errors import RecipeError
 class Section(BaseModel):
     """A frozen group of recipe keys; keys it does not know are refused."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+    # Defaults are validated too: an int default of a float key must not differ from the same value read back from YAML.
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True, validate_default=True)
 
 
 class Recipe(Section):

@@ -92,7 +92,8 @@ def head() -> Iterator[Head]:
         )
     try:
         end = time.monotonic() + 60
-        while not listens(dashboard):
+        # The node joins a little after its ports open; a driver before that would find a cluster without nodes.
+        while not listens(dashboard) or "Ray runtime started" not in (folder / "out").read_text():
             assert process.poll() is None, (folder / "out").read_text()
             assert time.monotonic() < end, (folder / "out").read_text()
             time.sleep(0.2)

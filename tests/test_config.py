@@ -1,6 +1,6 @@
 import pytest
 
-from engine.config import Field, Recipe, Section, describe, knob, load_recipe
+from engine.config import Field, Recipe, Section, describe, knob, load_recipe, write_yaml
 from engine.errors import RecipeError
 
 
@@ -10,6 +10,7 @@ class Optimizer(Section):
 
 
 class Tiny(Recipe):
+    megabytes: float = 16
     optimizer: Optimizer = Field(default_factory=Optimizer)
     steps: int
     """Optimiser steps."""
@@ -61,6 +62,13 @@ def test_knobs_do_not_change_the_fingerprint():
     assert one.fingerprint() == Tiny(name="a", steps=1, workers=9, runs="elsewhere").fingerprint()
     assert one.fingerprint() != Tiny(name="a", steps=2).fingerprint()
     assert one.fingerprint() != Tiny(name="a", steps=1, optimizer=Optimizer(lr=1)).fingerprint()
+
+
+def test_a_resolved_recipe_reads_back_as_the_same(tmp_path):
+    one = Tiny(name="a", steps=1)
+    again = load_recipe(Tiny, _recipe(tmp_path, write_yaml(one.model_dump(mode="json"))))
+    assert again == one
+    assert again.fingerprint() == one.fingerprint()
 
 
 def test_describe_flattens_sections():

@@ -7,6 +7,9 @@ drops its own copy. Two guards surround the records:
     claims      one numbered file per start of the driver; a live claim keeps a second run out, and a worker that
                 outlived its driver finds a higher number than its own and stops (`Superseded`)
 
+Every name carries the run's id, drawn when the run begins: where a run is set aside and begun anew in the same place,
+what a worker of the old one still writes is never taken for the new one's.
+
 A claim is live while its process lives (same machine) or its heartbeat is fresh (another machine), so a rerun after
 SIGKILL starts at once. Memory and files are proportional to shards, never to rows.
 
@@ -19,9 +22,10 @@ import os
 import socket
 import threading
 import time
+import uuid
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import psutil
@@ -29,13 +33,16 @@ from upath import UPath
 
 from engine.artifacts import Part
 from engine.config import Section
-from engine.errors import ResumeRefused, RunBusy, Superseded
+from engine.errors import HeadraceError, ResumeRefused, RunBusy, Superseded
 from engine.storage import create, make_directory, names, replace
 
 HEARTBEAT_SECONDS = 10.0
 """How often a driver renews its claim."""
 CLAIM_SECONDS = 60.0
 """Age at which the claim of another machine counts as dead: several missed heartbeats, not one slow disk."""
+
+
+_IDENTITY = "identity.json"
 
 
 class Record(Section):
@@ -64,11 +71,13 @@ class Identity(Section):
 
 
 class Ledger:
-    """The ledger of one run directory. Cheap to make and to pickle; nothing is read until asked for."""
+    """The ledger of one run directory. Cheap to make and to pickle: it holds the run's id (empty before `identify`)."""
 
     def __init__(self, run_dir: UPath, claim: int = 0) -> None:
         self.root = run_dir / "ledger"
         self.claim = claim
+        before = self._details()
+        self.run: str = before["run"] if before else ""
 
     def identify(self, identity: Identity, recipe: Mapping[str, Any], inputs: Mapping[str, str]) -> None:
         """Set down what this run is made from, or check it against what was set down before.
@@ -79,10 +88,11 @@ class Ledger:
         make_directory(self.root)
         make_directory(self.root / "shards")
         make_directory(self.root / "claims")
-        details = {"identity": identity.model_dump(), "recipe": recipe, "inputs": inputs}
-        if create(self.root / "identity.json", json.dumps(details, ensure_ascii=False).encode()):
-            return
-        before = json.loads((self.root / "identity.json").read_bytes())
+        details = {"identity": identity.model_dump(), "recipe": recipe, "inputs": inputs, "run": uuid.uuid4().hex[:8]}
+        create(self.root / _IDENTITY, json.dumps(details, ensure_ascii=False).encode())
+        before = self._details()
+        assert before is not None, "an identity once written is there"
+        self.run = before["run"]
         if before["identity"] == details["identity"]:
             return
         if before["identity"]["recipe_fingerprint"] != identity.recipe_fingerprint:
@@ -99,29 +109,38 @@ class Ledger:
             "Undo the change, choose another name=..., or add --fresh to set the old run aside and start over.",
         )
 
+    def check_free(self) -> int:
+        """Raise `RunBusy` if a live driver owns the run; returns the number of the newest claim, 0 if there is none."""
+        newest = self._newest_claim()
+        if newest:
+            owner = json.loads(self._path("claims", newest).read_bytes())
+            if _is_alive(owner):
+                raise RunBusy(
+                    f"{self.root.parent} is in use by process {owner['pid']} on {owner['host']}.",
+                    "Wait for it or stop it; to run beside it, choose another name=...",
+                )
+        return newest
+
     @contextmanager
     def claimed(self) -> Iterator["Ledger"]:
         """Own the run while the block runs. Raises `RunBusy` if another live driver owns it."""
-        number, owner = self._newest_claim()
-        if owner is not None and _is_alive(owner):
-            raise RunBusy(
-                f"{self.root.parent} is in use by process {owner['pid']} on {owner['host']}.",
-                "Wait for it or stop it; to run beside it, choose another name=...",
-            )
+        number = self.check_free() + 1
         mine = {"host": socket.gethostname(), "pid": os.getpid(), "started": psutil.Process().create_time()}
-        path = self.root / "claims" / f"{number + 1:06d}.json"
+        path = self._path("claims", number)
         if not create(path, _stamped(mine)):
             raise RunBusy(f"{self.root.parent} was taken by another run just now.", "Wait for it or stop it.")
         over = threading.Event()
 
         def beat() -> None:
             while not over.wait(HEARTBEAT_SECONDS):
-                replace(path, _stamped(mine))
+                # A full disk must not end the heart; the work itself will say that it is full.
+                with suppress(HeadraceError, OSError):
+                    replace(path, _stamped(mine))
 
         thread = threading.Thread(target=beat, name="ledger-heartbeat", daemon=True)
         thread.start()
         try:
-            yield Ledger(self.root.parent, number + 1)
+            yield Ledger(self.root.parent, number)
         finally:
             over.set()
             thread.join(HEARTBEAT_SECONDS)
@@ -129,16 +148,14 @@ class Ledger:
 
     def records(self) -> dict[int, Record]:
         """All committed records by shard number."""
-        found = sorted(name for name in names(self.root / "shards") if _is_record(name))
         with ThreadPoolExecutor(8) as pool:
-            bodies = pool.map(lambda name: (self.root / "shards" / name).read_bytes(), found)
-            records = [Record.model_validate_json(body) for body in bodies]
+            records = list(pool.map(self._read, self._numbers("shards")))
         return {record.shard: record for record in records}
 
     def committed(self, shard: int) -> Record | None:
         """The record of one shard, if there is one."""
         try:
-            return Record.model_validate_json((self._path(shard)).read_bytes())
+            return self._read(shard)
         except FileNotFoundError:
             return None
 
@@ -147,30 +164,33 @@ class Ledger:
 
         Raises `Superseded` if a newer run has claimed the ledger.
         """
-        number, _ = self._newest_claim(read=False)
-        if number != self.claim:
-            raise Superseded(f"Run {self.claim} of {self.root.parent} was taken over by run {number}.")
-        if create(self._path(record.shard), record.model_dump_json().encode()):
+        if self._newest_claim() != self.claim:
+            raise Superseded(f"A worker of {self.root.parent} outlived its run; a newer run goes on.")
+        if create(self._path("shards", record.shard), record.model_dump_json().encode()):
             return record
-        standing = self.committed(record.shard)
-        assert standing is not None, "a record that blocks a commit can be read"
-        return standing
+        return self._read(record.shard)
 
-    def _path(self, shard: int) -> UPath:
-        return self.root / "shards" / f"{shard:06d}.json"
+    def _read(self, shard: int) -> Record:
+        return Record.model_validate_json(self._path("shards", shard).read_bytes())
 
-    def _newest_claim(self, read: bool = True) -> tuple[int, dict[str, Any] | None]:
-        folder = self.root / "claims"
-        numbers = [int(name[:-5]) for name in names(folder) if _is_record(name)]
-        if not numbers:
-            return 0, None
-        newest = max(numbers)
-        return newest, json.loads((folder / f"{newest:06d}.json").read_bytes()) if read else None
+    def _details(self) -> dict[str, Any] | None:
+        try:
+            details: dict[str, Any] = json.loads((self.root / _IDENTITY).read_bytes())
+        except (FileNotFoundError, NotADirectoryError):
+            return None
+        return details
 
+    def _newest_claim(self) -> int:
+        return max(self._numbers("claims"), default=0)
 
-def _is_record(name: str) -> bool:
-    # What starts with a dot is a temporary file of a write under way.
-    return name.endswith(".json") and not name.startswith(".")
+    def _numbers(self, folder: str) -> list[int]:
+        """The numbers of this run's files in a folder, in order; temporary files of writes under way begin with a dot."""
+        end = f".{self.run}.json"
+        found = [name for name in names(self.root / folder) if name.endswith(end) and not name.startswith(".")]
+        return sorted(int(name.removesuffix(end)) for name in found)
+
+    def _path(self, folder: str, number: int) -> UPath:
+        return self.root / folder / f"{number:06d}.{self.run}.json"
 
 
 def _stamped(owner: Mapping[str, Any]) -> bytes:
