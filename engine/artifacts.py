@@ -26,6 +26,7 @@ from engine.storage import create, is_local, make_directory, names, replace, sto
 MANIFEST = "manifest.json"
 _UNPUBLISHED = "UNPUBLISHED"
 _STAGING_SUFFIX = ".partial"
+_LEFT_OVER = (".parquet", ".tmp")
 
 SCHEMAS: dict[str, tuple[str, ...]] = {
     "documents": ("text",),
@@ -103,10 +104,12 @@ class Dataset:
 
 def is_dataset(path: UPath) -> bool:
     """Whether a directory is a published dataset. Raises `ArtifactError` if it is one that is still being built."""
-    if (path / MANIFEST).exists():
-        return True
-    if path.name.endswith(_STAGING_SUFFIX) or (path / _UNPUBLISHED).exists():
-        raise ArtifactError(f"{path} is not published yet.", "Run its job again: it resumes and publishes.")
+    staging = path.name.endswith(_STAGING_SUFFIX)
+    with storage_errors(path):
+        if not staging and (path / MANIFEST).exists():
+            return True
+        if staging or (path / _UNPUBLISHED).exists():
+            raise ArtifactError(f"{path} is not published yet.", "Run its job again: it resumes and publishes.")
     return False
 
 
@@ -126,7 +129,13 @@ def read_dataset(path: UPath) -> Dataset:
 
 
 def open_staging(output: UPath) -> UPath:
-    """The place where an artifact is built before it has its name; safe to call again on resume."""
+    """The place where an artifact is built before it has its name; safe to call again on resume.
+
+    Raises `ArtifactError` if the name is taken: by a published artifact, or by files that are none of ours.
+    """
+    present = names(output)
+    if (is_local(output) and output.exists()) or (present and _UNPUBLISHED not in present):
+        raise ArtifactError(f"{output} exists already.", "Move it away, or choose another name=... or output=...")
     if is_local(output):
         staging = output.parent / (output.name + _STAGING_SUFFIX)
         make_directory(staging)
@@ -136,14 +145,14 @@ def open_staging(output: UPath) -> UPath:
 
 
 def publish(staging: UPath, output: UPath, manifest: Manifest) -> Dataset:
-    """Give the artifact its name; the last step of a job. Files that no record names are removed first.
+    """Give the artifact its name; the last step of a job. What no record names (left by a kill) is removed first.
 
     Raises `ArtifactError` if something of that name is published already.
     """
     body = manifest.model_dump_json(indent=1).encode()
     with storage_errors(output):
         listed = {part.file for part in manifest.parts}
-        for orphan in [name for name in names(staging) if name.endswith(".parquet") and name not in listed]:
+        for orphan in [name for name in names(staging) if name.endswith(_LEFT_OVER) and name not in listed]:
             (staging / orphan).unlink(missing_ok=True)
         if is_local(output):
             if output.exists():

@@ -75,8 +75,24 @@ def build_recipe(model: type[R], data: Mapping[str, Any], *, where: str = "recip
         # An unknown key often makes another one missing: name it first.
         items = sorted(error.errors(), key=lambda item: item["type"] != "extra_forbidden")
         problems = [_sentence(model, item) for item in items]
-        more = f" (and {len(problems) - 1} more such problems)" if len(problems) > 1 else ""
+        others = len(problems) - 1
+        more = f" (and {others} more problem{'s' if others > 1 else ''})" if others else ""
         raise RecipeError(f"{where}: {problems[0]}{more}.", "`headrace JOB --help` lists every key.") from None
+
+
+def set_key(data: dict[str, Any], key: str, value: Any) -> None:
+    """Set a dotted key in a recipe's plain data, making sections on the way. Raises `RecipeError`."""
+    *parents, last = key.split(".")
+    target: Any = data
+    for parent in parents:
+        if target.get(parent) is None:
+            target[parent] = {}
+        target = target[parent]
+        if not isinstance(target, dict):
+            raise RecipeError(
+                f"The key {key!r} goes through {parent}, which holds no keys.", "Set that key as a whole."
+            )
+    target[last] = value
 
 
 def read_yaml(path: str | Path) -> dict[str, Any]:
@@ -160,15 +176,23 @@ def _override(data: dict[str, Any], override: str) -> None:
         value = YAML(typ="safe", pure=True).load(text)
     except YAMLError:
         raise RecipeError(f"The value in {override!r} is not valid YAML.", "Quote it.") from None
-    *parents, last = key.split(".")
-    target: Any = data
-    for parent in parents:
-        if target.get(parent) is None:
-            target[parent] = {}
-        target = target[parent]
-        if not isinstance(target, dict):
-            raise RecipeError(f"{override!r} goes through {parent}, which holds no keys.", "Set that key as a whole.")
-    target[last] = value
+    set_key(data, key, value)
+
+
+_PLAIN_WORDS = {
+    "model_type": "should hold keys of its own",
+    "dict_type": "should hold keys of its own",
+    "list_type": "should be a list, for example [a, b]",
+    "string_type": "should be text",
+    "int_type": "should be a whole number",
+    "int_parsing": "should be a whole number",
+    "int_from_float": "should be a whole number",
+    "float_type": "should be a number",
+    "float_parsing": "should be a number",
+    "bool_type": "should be true or false",
+    "bool_parsing": "should be true or false",
+}
+"""Pydantic's kinds of mistake in the words of somebody who writes YAML."""
 
 
 def _sentence(model: type[BaseModel], item: Any) -> str:
@@ -176,13 +200,14 @@ def _sentence(model: type[BaseModel], item: Any) -> str:
     key = ".".join(location)
     if item["type"] == "extra_forbidden":
         known = _keys_at(model, location[:-1])
-        nearest = difflib.get_close_matches(location[-1], known, n=1, cutoff=0.0)
-        return f"unknown key {key!r}; the nearest known key is {nearest[0]!r}" if nearest else f"unknown key {key!r}"
+        for nearest in difflib.get_close_matches(location[-1], known, n=1, cutoff=0.0):
+            return f"unknown key {key!r}; the nearest known key is {'.'.join([*location[:-1], nearest])!r}"
+        return f"unknown key {key!r}"
     if item["type"] == "missing":
         return f"the key {key!r} is missing"
-    message = item["msg"].removeprefix("Value error, ")
+    message = _PLAIN_WORDS.get(item["type"], item["msg"].removeprefix("Value error, "))
     message = message[:1].lower() + message[1:]
-    shown = "" if isinstance(item["input"], dict) else f" (it is {item['input']!r})"
+    shown = f" (it is {item['input']!r})" if isinstance(item["input"], str | int | float) else ""
     return f"{key!r}: {message}{shown}" if key else message
 
 

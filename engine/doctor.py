@@ -178,7 +178,7 @@ def _storage(runs: str) -> Iterator[Check]:
     make_directory(place)
     probe = place / f".doctor-{uuid.uuid4().hex[:8]}"
     try:
-        create(probe, b"headrace doctor")
+        once = create(probe, b"headrace doctor") and not create(probe, b"headrace doctor")
     finally:
         with storage_errors(place):
             if probe.exists():
@@ -186,6 +186,10 @@ def _storage(runs: str) -> Iterator[Check]:
             if not existed:
                 place.rmdir()
     detail = str(place)
+    if not once:
+        remedy = "Choose a store with conditional puts (If-None-Match): without them nothing is written exactly once."
+        yield Check("runs directory", False, f"{detail} overwrites what is there", remedy)
+        return
     if is_local(place):
         free = shutil.disk_usage(Path(str(place)) if existed else Path(str(place)).parent).free
         detail += f", {free / GIB:.1f} GiB free"

@@ -17,9 +17,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from urllib.parse import urlsplit
 
+from fsspec import get_filesystem_class
 from upath import UPath
 
-from engine.errors import SourceError, StorageError
+from engine.errors import HeadraceError, SourceError, StorageError
 
 SCHEMES = ("file", "s3", "gs", "az", "hf")
 _PACKAGES = {"s3": "s3fs", "gs": "gcsfs", "az": "adlfs", "hf": "huggingface_hub"}
@@ -32,6 +33,8 @@ def locate(uri: str, *, roots: Sequence[str] | None = None) -> UPath:
     not allowed, for credentials inside the URI, for a missing file-system package, and for a local path outside
     every root.
     """
+    if "\0" in uri:
+        raise SourceError(f"{uri!r} holds a null character.", "Leave it out.")
     scheme = scheme_of(uri)
     if scheme not in SCHEMES:
         allowed = ", ".join(SCHEMES)
@@ -49,10 +52,12 @@ def locate(uri: str, *, roots: Sequence[str] | None = None) -> UPath:
             f"{redact(uri)} carries credentials.", "Leave them out and give them through the environment instead."
         )
     try:
-        return UPath(uri)
+        get_filesystem_class(scheme)  # UPath itself looks for the package when the first file is touched
+        # A remembered listing would hide what other processes have written since.
+        return UPath(uri, use_listings_cache=False)
     except ImportError:
         raise SourceError(
-            f"Reading {scheme}:// needs the package {_PACKAGES[scheme]}.", "Install it: pip install 'headrace[cloud]'."
+            f"{scheme}:// needs the package {_PACKAGES[scheme]}.", "Install it: pip install 'headrace[cloud]'."
         ) from None
 
 
@@ -85,11 +90,7 @@ def create(path: UPath, data: bytes) -> bool:
     """
     with storage_errors(path):
         if not is_local(path):
-            try:
-                path.fs.pipe_file(path.path, data, mode="create")
-            except FileExistsError:
-                return False
-            return True
+            return _put_once(path, data)
         temporary = _write_temporary(path, data)
         try:
             os.link(temporary, str(path))
@@ -117,33 +118,62 @@ def make_directory(path: UPath) -> None:
 
 
 def names(folder: UPath) -> list[str]:
-    """Names of what a directory holds now; none if there is no such directory."""
-    # Object-store file systems remember listings; another process may have added to this one since.
-    folder.fs.invalidate_cache(folder.path)
-    try:
-        return [each.name for each in folder.iterdir()]
-    except (FileNotFoundError, NotADirectoryError):
-        return []
+    """Names of what a directory holds now; none if there is no such directory. Raises `StorageError`."""
+    with storage_errors(folder):
+        try:
+            return [each.name for each in folder.iterdir()]
+        except (FileNotFoundError, NotADirectoryError):
+            return []
 
 
 @contextmanager
 def storage_errors(path: UPath) -> Iterator[None]:
-    """Turn a full disk, a read-only or forbidden directory into a `StorageError` with the remedy."""
+    """Turn what the file system or an object store says, a full disk for example, into a `StorageError`."""
     try:
         yield
-    except OSError as error:
-        what = {
-            errno.ENOSPC: ("the disk is full", "Free some space and run the same command again: it resumes."),
-            errno.EDQUOT: ("the disk quota is used up", "Free some space and run the same command again: it resumes."),
-            errno.EROFS: ("the file system is read-only", "Choose a writable `runs` directory."),
-            errno.EACCES: ("permission is denied", "Choose a writable `runs` directory."),
-            errno.EPERM: ("permission is denied", "Choose a writable `runs` directory."),
-            errno.EEXIST: ("there is a file of that name", "Choose another `runs` directory."),
-            errno.ENOTDIR: ("a part of the path is a file", "Choose another `runs` directory."),
-        }.get(error.errno or 0)
-        if what is None:
+    except HeadraceError:
+        raise
+    except Exception as error:
+        if not is_local(path):  # each file-system library raises classes of its own
+            raise _remote_error(path, error) from error
+        if not isinstance(error, OSError) or error.errno is None:
             raise
-        raise StorageError(f"Cannot write {redact(str(path))}: {what[0]}.", what[1]) from error
+        what, remedy = _WRITE_ERRORS.get(error.errno, (os.strerror(error.errno).lower(), _ELSEWHERE))
+        raise StorageError(f"Cannot write {path}: {what}.", remedy) from error
+
+
+_FREE = "Free some space and run the same command again: it resumes."
+_ELSEWHERE = "Choose another place: runs=... (or output=...)."
+_WRITE_ERRORS = {
+    errno.ENOSPC: ("the disk is full", _FREE),
+    errno.EDQUOT: ("the disk quota is used up", _FREE),
+    errno.EROFS: ("the file system is read-only", _ELSEWHERE),
+    errno.EACCES: ("permission is denied", _ELSEWHERE),
+    errno.EPERM: ("permission is denied", _ELSEWHERE),
+    errno.EEXIST: ("there is a file of that name", _ELSEWHERE),
+    errno.ENOTDIR: ("a part of the path is a file", _ELSEWHERE),
+}
+
+
+def _put_once(path: UPath, data: bytes) -> bool:
+    try:
+        path.fs.pipe_file(path.path, data, mode="create")
+    except FileExistsError:
+        return False
+    except OSError:
+        # Stores differ in how they say that another put was quicker; what counts is that there is an object now.
+        if path.fs.exists(path.path):
+            return False
+        raise
+    return True
+
+
+def _remote_error(path: UPath, error: Exception) -> StorageError:
+    reason = redact((str(error).strip() or type(error).__name__).partition("\n")[0].rstrip("."))[:200]
+    return StorageError(
+        f"Cannot reach {redact(str(path))}: {reason}.",
+        "Check the bucket, the credentials in the environment and the network.",
+    )
 
 
 def _write_temporary(path: UPath, data: bytes) -> str:

@@ -117,8 +117,11 @@ def main(job: str | None = None) -> None:
     except Exception as error:
         if os.environ.get("HEADRACE_DEBUG"):
             raise
+        # Ray wraps what a worker raised, and prints the worker's traceback where a message is due.
+        cause = getattr(error, "cause", None) or error
+        reason = (str(cause).strip() or "no reason given").splitlines()[0]
         click.secho(
-            f"Internal error, please report it: {type(error).__name__}: {error}\n"
+            f"Internal error, please report it: {type(cause).__name__}: {reason}\n"
             "Set HEADRACE_DEBUG=1 and repeat the command to see where it comes from.",
             fg="red",
             err=True,

@@ -6,14 +6,15 @@ aside and made anew; one that was killed resumes. So the same command goes on fr
 Left out: what the stages do. Called by `jobs.cli`, and by `make quickstart` with its smoke recipe.
 """
 
+from collections import Counter
 from dataclasses import replace
 from typing import Any
 
 from pydantic import Field, field_validator
 
-from engine.config import Recipe, Section, build_recipe, read_yaml
+from engine.config import Recipe, Section, build_recipe, read_yaml, set_key
 from engine.errors import RecipeError, ResumeRefused
-from engine.observe import Share, Stopwatch
+from engine.observe import Stopwatch
 from engine.runs import Invocation, Outcome, Run
 from jobs.registry import PIPELINE_JOBS, load_job
 
@@ -25,8 +26,8 @@ class PipelineStage(Section):
     """Which job."""
     recipe: str
     """Its recipe file."""
-    name: str = ""
-    """What later stages call it; the job's name if not given."""
+    name: str = Field("", pattern=r"^[A-Za-z0-9._-]*$")
+    """What later stages call it, and the end of its run's name; the job's name if not given."""
     inputs: dict[str, str] = {}
     """Recipe key -> the earlier stage whose output it takes, for example {source.paths: corpus}."""
     set: dict[str, Any] = {}
@@ -51,6 +52,14 @@ class PipelineRecipe(Recipe):
     stages: list[PipelineStage] = Field(min_length=1)
     """The jobs, first to last; each has job, recipe, and optionally name, inputs, set."""
 
+    @field_validator("stages")
+    @classmethod
+    def _told_apart(cls, stages: list[PipelineStage]) -> list[PipelineStage]:
+        for label, count in Counter(stage.label for stage in stages).items():
+            if count > 1:
+                raise ValueError(f"{count} stages are called {label!r}; give each a name of its own")
+        return stages
+
 
 RECIPE = PipelineRecipe
 
@@ -60,7 +69,9 @@ def run(recipe: PipelineRecipe, call: Invocation) -> Outcome:
     watch = Stopwatch()
     outputs: dict[str, str] = {}
     facts: dict[str, str] = {}
-    parts: list[Share] = []
+    # A mistake in the last stage is told before the first one works for hours.
+    for stage in recipe.stages:
+        _recipe_of(stage, recipe, outputs)
     for stage in recipe.stages:
         prepared = _recipe_of(stage, recipe, outputs)
         if call.dry_run and any(source not in outputs for source in stage.inputs.values()):
@@ -68,11 +79,11 @@ def run(recipe: PipelineRecipe, call: Invocation) -> Outcome:
             continue
         with watch.phase(stage.label):
             outcome = _run_stage(stage, prepared, call)
-        if outcome.published:
+        if outcome.published or outcome.reused:
             outputs[stage.label] = str(outcome.output)
         state = "kept" if outcome.reused else "published" if outcome.published else "would publish"
-        facts[stage.label] = f"{state} {outcome.facts.get('rows', '')} rows at {outcome.output}".replace("  rows", "")
-        parts += outcome.shares
+        rows = f" {outcome.facts['rows']} rows at" if "rows" in outcome.facts else ""
+        facts[stage.label] = f"{state}{rows} {outcome.output}"
     if call.dry_run:
         return Outcome("pipeline", Run("pipeline", recipe).path, facts, published=False)
     return replace(outcome, job="pipeline", facts=facts, shares=watch.shares())
@@ -90,7 +101,8 @@ def _run_stage(stage: PipelineStage, recipe: Recipe, call: Invocation) -> Outcom
 def _recipe_of(stage: PipelineStage, recipe: PipelineRecipe, outputs: dict[str, str]) -> Recipe:
     """The stage's recipe, named after the pipeline, with its inputs and changed keys filled in."""
     data = read_yaml(stage.recipe)
-    changes: dict[str, Any] = {"name": recipe.name, "runs": recipe.runs, "seed": recipe.seed, **stage.set}
+    name = f"{recipe.name}-{stage.name}" if stage.name else recipe.name
+    changes: dict[str, Any] = {"name": name, "runs": recipe.runs, "seed": recipe.seed, **stage.set}
     labels = [each.label for each in recipe.stages[: recipe.stages.index(stage)]]
     for key, source in stage.inputs.items():
         if source not in labels:
@@ -103,11 +115,7 @@ def _recipe_of(stage: PipelineStage, recipe: PipelineRecipe, outputs: dict[str, 
         if key == "source.paths":
             changes["source.roots"] = [output]
     for key, value in changes.items():
-        target = data
-        *parents, last = key.split(".")
-        for parent in parents:
-            target = target.setdefault(parent, {})
-        target[last] = value
+        set_key(data, key, value)
     return build_recipe(load_job(stage.job).RECIPE, data, where=stage.recipe)
 
 

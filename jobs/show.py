@@ -4,20 +4,23 @@ Left out: parsing (`jobs.cli`). Called by `jobs.cli`.
 """
 
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from engine.config import Recipe, describe, write_yaml
+if TYPE_CHECKING:
+    from engine.config import Recipe
 
 
-def show_outcome(outcome: Any, recipe: Recipe | None) -> None:
+def show_outcome(outcome: Any, recipe: "Recipe | None") -> None:
     """Print what a job published, where the time went and the next command; with `recipe`, a dry run's forecast."""
     from rich.console import Console
     from rich.table import Table
 
     console = Console()
     if recipe is not None:
+        from engine.config import write_yaml
+
         console.print("[bold]Resolved recipe[/bold]")
         console.print(write_yaml(recipe.model_dump(mode="json")), markup=False, highlight=False)
         table = Table(
@@ -55,8 +58,10 @@ def show_doctor(checks: Sequence[Any]) -> int:
     return int(any(check.ok is False for check in checks))
 
 
-def write_keys(model: type[Recipe], formatter: click.HelpFormatter) -> None:
+def write_keys(model: "type[Recipe]", formatter: click.HelpFormatter) -> None:
     """Every key of a recipe class, for a job's help."""
+    from engine.config import describe
+
     with formatter.section("Recipe keys (YAML, or KEY=VALUE after the recipe)"):
         rows = []
         for key in describe(model):

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from engine.cluster import session
 from engine.cluster.reaper import clear
 
 TOKEN = "0123456789abcdef" * 4
@@ -102,3 +103,15 @@ def head() -> Iterator[Head]:
         os.killpg(process.pid, signal.SIGKILL)
         process.wait(timeout=20)
         clear(str(folder), spare=os.getpid())
+
+
+@pytest.fixture(scope="module")
+def cluster(head: Head) -> Iterator[Head]:
+    """The shared head, with this process connected to it for the length of a module."""
+    with pytest.MonkeyPatch.context() as patch:
+        for name in ("RAY_ADDRESS", "RAY_AUTH_TOKEN"):
+            patch.delenv(name, raising=False)
+        patch.setenv("RAY_AUTH_MODE", "token")
+        patch.setenv("RAY_AUTH_TOKEN_PATH", str(head.token))
+        with session(head.address):
+            yield head

@@ -57,8 +57,31 @@ def test_object_stores_publish_by_the_manifest():
         artifacts.read_dataset(output)
     artifacts.publish(staging, output, _manifest([part]))
     assert artifacts.read_dataset(output).rows == 1
+    with pytest.raises(ArtifactError, match="exists already"):
+        artifacts.open_staging(output)
     with pytest.raises(ArtifactError, match="published already"):
-        artifacts.publish(artifacts.open_staging(output), output, _manifest())
+        artifacts.publish(staging, output, _manifest([part]))
+
+
+@pytest.mark.parametrize("place", ["disk", "memory"])
+def test_a_place_that_holds_other_files_is_refused_before_any_work(tmp_path, place):
+    output = UPath(tmp_path / "mine") if place == "disk" else UPath("memory://mine/data")
+    output.mkdir(parents=True)
+    (output / "precious.parquet").write_bytes(b"x")
+    with pytest.raises(ArtifactError, match="exists already"):
+        artifacts.open_staging(output)
+    assert [each.name for each in output.iterdir()] == ["precious.parquet"]
+
+
+def test_what_a_kill_before_the_rename_leaves_is_no_dataset_yet(tmp_path):
+    output = UPath(tmp_path / "dataset")
+    staging = artifacts.open_staging(output)
+    (staging / "manifest.json").write_text(_manifest().model_dump_json())
+    (staging / ".manifest.json.0.tmp").write_text("half")
+    with pytest.raises(ArtifactError, match="not published yet"):
+        artifacts.is_dataset(staging)
+    artifacts.publish(artifacts.open_staging(output), output, _manifest())
+    assert [each.name for each in output.iterdir()] == ["manifest.json"]
 
 
 def test_a_damaged_manifest_is_one_sentence(tmp_path):

@@ -19,6 +19,7 @@ import psutil
 
 from engine.cluster.access import first_line, is_loopback, probe, use_token
 from engine.cluster.private import private_ray
+from engine.cluster.stderr import without_void_warning
 from engine.errors import ClusterError
 
 
@@ -64,7 +65,10 @@ def session(
     # Ray takes SIGTERM for itself when it starts; what a signal means is the command line's to say.
     handler = signal.getsignal(signal.SIGTERM)
     with (
-        private_ray(cpus, object_store, dashboard) if address == "local" else _connected(address, deadline) as directory
+        without_void_warning(),
+        private_ray(cpus, object_store, dashboard)
+        if address == "local"
+        else _connected(address, deadline) as directory,
     ):
         if handler is not None and threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGTERM, handler)

@@ -30,7 +30,7 @@ class BlockInfo:
     @property
     def part(self) -> str:
         """Logical name of the part this block becomes."""
-        return f"part-{self.shard:06d}"
+        return part_name(self.shard)
 
     @staticmethod
     def of(block: pa.Table) -> "BlockInfo":
@@ -44,3 +44,8 @@ class BlockInfo:
         body = asdict(self)
         body["seconds"] = {**self.seconds, **{name: self.seconds.get(name, 0) + s for name, s in seconds.items()}}
         return block.replace_schema_metadata({_KEY: json.dumps(body).encode()})
+
+
+def part_name(shard: int) -> str:
+    """Logical name of a shard's part."""
+    return f"part-{shard:06d}"

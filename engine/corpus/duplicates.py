@@ -20,7 +20,7 @@ import pyarrow.parquet as pq
 import xxhash
 from upath import UPath
 
-from engine.corpus.block import BlockInfo
+from engine.corpus.block import BlockInfo, part_name
 from engine.corpus.marks import DROP, mark
 from engine.storage import create, make_directory, replace
 
@@ -76,18 +76,21 @@ def find_duplicates(folder: UPath, shards: Sequence[int]) -> int:
         again = np.zeros(len(order), bool)
         first, second = columns[0][order], columns[1][order]
         again[1:] = (first[1:] == first[:-1]) & (second[1:] == second[:-1])
-        for number, row in zip(shard[order][again], columns[2][order][again], strict=True):
-            found.setdefault(int(number), []).append(row)
-    for number, rows_of_shard in found.items():
+        repeated = order[again]
+        repeated = repeated[np.argsort(shard[repeated], kind="stable")]
+        numbers, starts = np.unique(shard[repeated], return_index=True)
+        for number, group in zip(numbers, np.split(columns[2][repeated], starts[1:]), strict=False):
+            found.setdefault(int(number), []).append(group)
+    for number, groups in found.items():
         stream = pa.BufferOutputStream()
-        pq.write_table(pa.table({"row": np.sort(np.array(rows_of_shard, np.int64))}), stream)
-        replace(dropped / f"part-{number:06d}.parquet", stream.getvalue().to_pybytes())
-    return sum(len(each) for each in found.values())
+        pq.write_table(pa.table({"row": np.sort(np.concatenate(groups))}), stream)
+        replace(_sidecar(dropped, number), stream.getvalue().to_pybytes())
+    return sum(len(group) for groups in found.values() for group in groups)
 
 
-def mark_duplicates(block: pa.Table, folder: str, part: str) -> pa.Table:
+def mark_duplicates(block: pa.Table, folder: UPath, part: str) -> pa.Table:
     """Mark the rows of a block that `find_duplicates` named for its part."""
-    path = UPath(folder) / "drop" / f"{part}.parquet"
+    path = folder / "drop" / f"{part}.parquet"
     if not path.exists():
         return block
     with path.open("rb") as file:
@@ -98,7 +101,7 @@ def mark_duplicates(block: pa.Table, folder: str, part: str) -> pa.Table:
 
 
 def _sidecar(folder: UPath, shard: int) -> UPath:
-    return folder / f"part-{shard:06d}.parquet"
+    return folder / f"{part_name(shard)}.parquet"
 
 
 def _rows_of(path: UPath) -> int:

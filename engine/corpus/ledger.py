@@ -33,8 +33,8 @@ from upath import UPath
 
 from engine.artifacts import Part
 from engine.config import Section
-from engine.errors import HeadraceError, ResumeRefused, RunBusy, Superseded
-from engine.storage import create, make_directory, names, replace
+from engine.errors import ArtifactError, HeadraceError, ResumeRefused, RunBusy, Superseded
+from engine.storage import create, make_directory, names, replace, storage_errors
 
 HEARTBEAT_SECONDS = 10.0
 """How often a driver renews its claim."""
@@ -77,7 +77,7 @@ class Ledger:
         self.root = run_dir / "ledger"
         self.claim = claim
         before = self._details()
-        self.run: str = before["run"] if before else ""
+        self.run = str(before["run"]) if before else ""
 
     def identify(self, identity: Identity, recipe: Mapping[str, Any], inputs: Mapping[str, str]) -> None:
         """Set down what this run is made from, or check it against what was set down before.
@@ -90,11 +90,15 @@ class Ledger:
         make_directory(self.root / "claims")
         details = {"identity": identity.model_dump(), "recipe": recipe, "inputs": inputs, "run": uuid.uuid4().hex[:8]}
         create(self.root / _IDENTITY, json.dumps(details, ensure_ascii=False).encode())
+        self.run = self.check_identity(identity, recipe, inputs)
+
+    def check_identity(self, identity: Identity, recipe: Mapping[str, Any], inputs: Mapping[str, str]) -> str:
+        """Raise `ResumeRefused` if the run was started from something else; returns its id, "" where there is none."""
         before = self._details()
-        assert before is not None, "an identity once written is there"
-        self.run = before["run"]
-        if before["identity"] == details["identity"]:
-            return
+        if before is None:
+            return ""
+        if before["identity"] == identity.model_dump():
+            return str(before["run"])
         if before["identity"]["recipe_fingerprint"] != identity.recipe_fingerprint:
             changed = sorted(_different_keys(before["recipe"], json.loads(json.dumps(recipe))))
             what = f"the recipe changed at {', '.join(changed)}" if changed else "the recipe changed"
@@ -113,7 +117,8 @@ class Ledger:
         """Raise `RunBusy` if a live driver owns the run; returns the number of the newest claim, 0 if there is none."""
         newest = self._newest_claim()
         if newest:
-            owner = json.loads(self._path("claims", newest).read_bytes())
+            with self._damage_named(self._path("claims", newest)) as path:
+                owner = json.loads(path.read_bytes())
             if _is_alive(owner):
                 raise RunBusy(
                     f"{self.root.parent} is in use by process {owner['pid']} on {owner['host']}.",
@@ -144,20 +149,15 @@ class Ledger:
         finally:
             over.set()
             thread.join(HEARTBEAT_SECONDS)
-            replace(path, _stamped({**mine, "released": True}))
+            # Not released is no harm once this process is gone; what went wrong before must not be hidden by this.
+            with suppress(HeadraceError, OSError):
+                replace(path, _stamped({**mine, "released": True}))
 
     def records(self) -> dict[int, Record]:
         """All committed records by shard number."""
         with ThreadPoolExecutor(8) as pool:
             records = list(pool.map(self._read, self._numbers("shards")))
         return {record.shard: record for record in records}
-
-    def committed(self, shard: int) -> Record | None:
-        """The record of one shard, if there is one."""
-        try:
-            return self._read(shard)
-        except FileNotFoundError:
-            return None
 
     def commit(self, record: Record) -> Record:
         """Commit a shard exactly once; returns the record that stands, this one or an earlier one.
@@ -171,21 +171,32 @@ class Ledger:
         return self._read(record.shard)
 
     def _read(self, shard: int) -> Record:
-        return Record.model_validate_json(self._path("shards", shard).read_bytes())
+        with self._damage_named(self._path("shards", shard)) as path:
+            return Record.model_validate_json(path.read_bytes())
 
     def _details(self) -> dict[str, Any] | None:
+        with storage_errors(self.root), self._damage_named(self.root / _IDENTITY) as path:
+            try:
+                details: dict[str, Any] = json.loads(path.read_bytes())
+            except (FileNotFoundError, NotADirectoryError):
+                return None
+            return details
+
+    @contextmanager
+    def _damage_named(self, path: UPath) -> Iterator[UPath]:
+        """Turn a file that does not parse into an `ArtifactError`: it was written whole, so others have been at it."""
         try:
-            details: dict[str, Any] = json.loads((self.root / _IDENTITY).read_bytes())
-        except (FileNotFoundError, NotADirectoryError):
-            return None
-        return details
+            yield path
+        except ValueError:
+            raise ArtifactError(f"{path} is damaged.", f"Move {self.root.parent} away and start over.") from None
 
     def _newest_claim(self) -> int:
         return max(self._numbers("claims"), default=0)
 
     def _numbers(self, folder: str) -> list[int]:
-        """The numbers of this run's files in a folder, in order; temporary files of writes under way begin with a dot."""
+        """The numbers of this run's files in a folder, in order."""
         end = f".{self.run}.json"
+        # What starts with a dot is a temporary file of a write under way.
         found = [name for name in names(self.root / folder) if name.endswith(end) and not name.startswith(".")]
         return sorted(int(name.removesuffix(end)) for name in found)
 

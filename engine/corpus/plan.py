@@ -21,6 +21,7 @@ from engine.corpus.config import SourceConfig
 from engine.corpus.readers import Reader, Slice, reader_for
 from engine.corpus.sources import InputFile, list_files
 from engine.errors import SourceError
+from engine.storage import redact
 
 _MAX_SLICES = 2048
 """Most small files in one shard: bounds the size of a read task when files are nearly empty."""
@@ -82,15 +83,20 @@ def make_plan(config: SourceConfig, required: Sequence[str]) -> Plan:
     where a column is missing or of the wrong type.
     """
     listing = list_files(config)
+    where = ", ".join(redact(path) for path in config.paths)
+    if listing.parents and not listing.files:
+        raise SourceError(
+            f"{where} was published without a single row.", "Its job's report.html says what became of them."
+        )
     if not listing.files:
-        raise SourceError(f"{', '.join(config.paths)} holds no input files.", "Check `source.paths` and its globs.")
+        raise SourceError(f"{where} holds no input files.", "Check `source.paths` and its globs.")
     reader = reader_for(listing.files[0].format, config, required)
     schema = reader.schema(listing.files)
     target = int(config.target_mb(listing.files[0].format) * 1_000_000)
     with ThreadPoolExecutor(_SCAN_THREADS) as pool:
         slices = [each for found in pool.map(lambda file: reader.slices(file, target), listing.files) for each in found]
     if not slices:
-        raise SourceError(f"{', '.join(config.paths)} holds no rows.", "Give at least one input that is not empty.")
+        raise SourceError(f"{where} holds no rows.", "Give at least one input that is not empty.")
     shards = tuple(Shard(index, group) for index, group in enumerate(_group(slices, target)))
     return Plan(shards, listing.files, listing.skipped, listing.parents, reader, schema)
 

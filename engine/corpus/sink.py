@@ -51,6 +51,7 @@ class Sink:
         """Write one block, commit it, and return one row: `shard` and its `record` as JSON."""
         started = time.thread_time()
         info = BlockInfo.of(block)
+        _check_complete(block, info)
         name = info.part
         reasons = block.column(DROP)
         survivors = block if reasons.null_count == len(block) else block.filter(pc.is_null(reasons))
@@ -99,10 +100,18 @@ class Sink:
     def _set_aside(self, kind: str, name: str, table: pa.Table) -> None:
         folder = self.run_dir / kind
         make_directory(folder)
-        renamed = table.rename_columns(
-            [{DROP: "reason", ERROR: "error"}.get(each, each) for each in table.column_names]
-        ).replace_schema_metadata(None)
-        create(folder / f"{name}.parquet", encode(renamed))
+        # The rows' own columns of these names, if there are any, keep them.
+        shown = {old: new for old, new in ((DROP, "reason"), (ERROR, "error")) if new not in table.column_names}
+        renamed = table.rename_columns([shown.get(each, each) for each in table.column_names])
+        create(folder / f"{name}.{self.ledger.run}.parquet", encode(renamed.replace_schema_metadata(None)))
+
+
+def _check_complete(block: pa.Table, info: BlockInfo) -> None:
+    """See that every row read has come through: a stage may turn one row into several, but never lose one."""
+    rows = len(block)
+    if rows != info.rows_in and block.column(DROP)[0].as_py() != EMPTY:
+        rows = len(block.group_by([SOURCE_PART, SOURCE_ROW]).aggregate([]))
+        assert rows == info.rows_in, f"{info.part}: {info.rows_in} rows were read, {rows} came out of the stages"
 
 
 def encode(table: pa.Table) -> bytes:

@@ -292,6 +292,8 @@ def _kind(path: UPath) -> str:
             return "missing"
         except PermissionError:
             raise SourceError(f"{path} may not be read.", "Grant read permission.") from None
+        except OSError as error:
+            raise SourceError(f"{path} cannot be looked up: {error.strerror}.", "Correct source.paths.") from None
         return "directory" if stat.S_ISDIR(mode) else "file" if stat.S_ISREG(mode) else "other"
 
     def look() -> str:

@@ -3,8 +3,8 @@
     read + prefilters  -->  annotator actors (if any)  -->  sink
 
 Without actors the three fuse into one task per shard and no row ever enters the object store. Blocks are never merged
-or split, so what reaches the sink is a whole shard. Results come back one small row per shard, as they finish; a wait
-for the next one has a deadline that names the shards it waited for.
+or split, so what reaches the sink is a whole shard. Results come back one small row per shard, as they finish; a stream
+that stands still for too long ends with the names of the shards it waited for.
 
 Left out: which shards to run and what their results mean (`engine.corpus.transform`). Called by it and by
 `engine.corpus.duplicates`.
@@ -12,17 +12,17 @@ Left out: which shards to run and what their results mean (`engine.corpus.transf
 
 import itertools
 import logging
-import queue
-import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import pyarrow as pa
 import ray
-from ray.data import ActorPoolStrategy, DataContext, Datasource, ReadTask
+from ray.data import ActorPoolStrategy, DataContext, Datasource, ExecutionResources, ReadTask
 from ray.data.block import BlockMetadata
+from ray.data.exceptions import ExecutionTimeoutError
+from upath import UPath
 
 from engine.corpus.block import EMPTY, BlockInfo
 from engine.corpus.config import FilterConfig
@@ -61,7 +61,7 @@ class Read:
     schema: pa.Schema
     column: str
     filters: FilterConfig = field(default_factory=FilterConfig)
-    duplicates: str | None = None
+    duplicates: UPath | None = None
 
     def __call__(self, shard: Shard) -> pa.Table:
         """Read one shard. A shard without rows becomes one marked row, since Ray Data forgets empty blocks."""
@@ -87,14 +87,16 @@ def stream(
     sink: Callable[[pa.Table], pa.Table],
     *,
     stall_seconds: float,
-) -> Iterator[dict[str, Any]]:
+    cores: int | None = None,
+) -> Generator[dict[str, Any], None, None]:
     """Run shards through the stages and yield each shard's result, a row of the sink's one-row tables, as it comes.
 
-    Raises the `HeadraceError` a worker raised, or `DeadlineExceeded` if nothing finishes for `stall_seconds`.
+    `cores` bounds the logical cores in use; without it the whole cluster is. Closing the iterator ends what runs.
+    Raises the `HeadraceError` a worker raised, or `DeadlineExceeded` if nothing moves for `stall_seconds`.
     """
     if not shards:
         return
-    _settle(DataContext.get_current())
+    _settle(DataContext.get_current(), stall_seconds, cores)
     io_cpus = _IO_CPUS if stages else 1.0
     data = ray.data.read_datasource(_Shards(shards, read), override_num_blocks=len(shards), num_cpus=io_cpus)
     whole = {"batch_size": None, "batch_format": "pyarrow", "zero_copy_batch": True}
@@ -102,19 +104,30 @@ def stream(
         data = data.map_batches(
             _Staged,
             fn_constructor_args=(stage.name, stage.actor, stage.arguments),
-            compute=ActorPoolStrategy(size=stage.actors, max_tasks_in_flight_per_actor=2),
+            compute=ActorPoolStrategy(size=min(stage.actors, len(shards)), max_tasks_in_flight_per_actor=2),
             num_cpus=stage.cpus,
             num_gpus=stage.gpus or None,
             memory=stage.memory or None,
             **whole,
         )
     data = data.map_batches(sink, num_cpus=io_cpus, **whole)
-    results = data.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0)
     waiting = {shard.index: shard for shard in shards}
-    rows = (row for batch in results for row in batch.to_pylist())
-    for row in _within(rows, stall_seconds, waiting):
-        waiting.pop(row["shard"], None)
-        yield row
+    try:
+        for batch in data.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0):
+            for row in batch.to_pylist():
+                waiting.pop(row["shard"], None)
+                yield row
+    except ExecutionTimeoutError:
+        first = ", ".join(shard.describe() for shard in itertools.islice(waiting.values(), 3))
+        raise DeadlineExceeded(
+            f"Nothing moved for {stall_seconds:g} s; {len(waiting)} shards are unfinished, first {first}.",
+            "Look at those inputs, or raise stall_seconds if one shard may take that long; rerunning resumes.",
+        ) from None
+    except Exception as error:
+        ours = _user_error(error)
+        if ours is None:
+            raise
+        raise ours from None
 
 
 class _Shards(Datasource):  # type: ignore[misc]
@@ -154,42 +167,21 @@ class _Staged:
         return info.attach(annotated, **{self.name: time.thread_time() - started})
 
 
-def _settle(context: DataContext) -> None:
+def _settle(context: DataContext, stall_seconds: float, cores: int | None) -> None:
     # No block shaping: one shard stays one block. Our own progress bar replaces Ray's.
     context.target_max_block_size = None
     context.enable_progress_bars = False
     context.print_on_execution_start = False
-    logging.getLogger("ray.data").setLevel(logging.ERROR)
-
-
-def _within(rows: Iterator[Any], seconds: float, waiting: dict[int, Shard]) -> Iterator[Any]:
-    """Hand rows on, each within `seconds` of the one before."""
-    results: queue.Queue[tuple[Any, BaseException | None]] = queue.Queue(maxsize=64)
-    end = object()
-
-    def pull() -> None:
-        try:
-            for row in rows:
-                results.put((row, None))
-            results.put((end, None))
-        except BaseException as error:  # noqa: BLE001  handed to the caller's thread, which raises it
-            results.put((None, error))
-
-    threading.Thread(target=pull, name="stream-results", daemon=True).start()
-    while True:
-        try:
-            row, error = results.get(timeout=seconds)
-        except queue.Empty:
-            first = ", ".join(shard.describe() for shard in itertools.islice(waiting.values(), 3))
-            raise DeadlineExceeded(
-                f"No shard finished for {seconds:.0f} s; {len(waiting)} are unfinished, first {first}.",
-                "Look at those inputs, or raise stall_seconds if one shard may take that long; rerunning resumes.",
-            ) from None
-        if error is not None:
-            raise _user_error(error) or error
-        if row is end:
-            return
-        yield row
+    # Otherwise an error of a stage or the sink comes back inside one of Ray Data's, without its class.
+    context.raise_original_map_exception = True
+    context.execution_no_progress_timeout_s = stall_seconds
+    context.execution_options.resource_limits = ExecutionResources.for_limits(cpu=cores)
+    # What goes wrong comes back as an exception; Ray Data would print it too, traceback and all. Its log file keeps it.
+    log = logging.getLogger("ray.data")
+    log.setLevel(logging.ERROR)
+    for handler in log.handlers:
+        if isinstance(handler, logging.StreamHandler):
+            handler.setLevel(logging.CRITICAL + 1)
 
 
 def _user_error(error: BaseException) -> HeadraceError | None:

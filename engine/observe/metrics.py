@@ -9,6 +9,7 @@ later line holds). TensorBoard events are written on a local disk only. Called b
 
 import json
 import math
+import os
 import sys
 import time
 import uuid
@@ -35,7 +36,7 @@ class MetricsWriter:
         self._path = run_dir / _FILE
         self._local = is_local(run_dir)
         self._board_dir = run_dir / "tensorboard" if self._local else None
-        self._board: Any = None
+        self._board: _Board | None = None
         self._lines = b""  # what the file held; for an object store all it holds
         self._put_at = time.monotonic()
 
@@ -68,9 +69,9 @@ class MetricsWriter:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        if self._board is not None:
-            self._board.close()
         with storage_errors(self._path):
+            if self._board is not None:
+                self._board.close()
             if self._local:
                 self._file.close()
             elif self._lines:
@@ -82,9 +83,8 @@ class MetricsWriter:
 
     def _log_to_board(self, step: int, values: dict[str, float]) -> None:
         if self._board is None:
-            self._board = _board(str(self._board_dir))
-        for name, value in values.items():
-            self._board.add_scalar(name, value, int(step))
+            self._board = _Board(str(self._board_dir))
+        self._board.write(step, values)
 
 
 def read_metrics(run_dir: UPath) -> list[dict[str, Any]]:
@@ -116,15 +116,27 @@ def _whole_lines(text: bytes) -> bytes:
     return b"".join(lines).removesuffix(b"\n") + b"\n" if lines else b""
 
 
-def _board(directory: str) -> Any:
-    """A TensorBoard writer; loading it must not load torch, which tensorboardX takes along wherever it finds it."""
-    hide = "torch" not in sys.modules
-    if hide:
-        sys.modules["torch"] = None  # type: ignore[assignment]
-    try:
-        from tensorboardX import SummaryWriter
-    finally:
+class _Board:
+    """A TensorBoard event file, written as it comes: tensorboardX's own writer has a thread that a full disk kills."""
+
+    def __init__(self, directory: str) -> None:
+        # Loading it must not load torch, which tensorboardX takes along wherever it finds it.
+        hide = "torch" not in sys.modules
         if hide:
-            del sys.modules["torch"]
-    # Its file names carry the second of their making; the suffix keeps a quick resume from overwriting the first.
-    return SummaryWriter(directory, flush_secs=10, filename_suffix=f".{uuid.uuid4().hex[:8]}")
+            sys.modules["torch"] = None  # type: ignore[assignment]
+        try:
+            from tensorboardX.event_file_writer import EventsWriter
+            from tensorboardX.proto.event_pb2 import Event
+        finally:
+            if hide:
+                del sys.modules["torch"]
+        self._event = Event
+        os.makedirs(directory, exist_ok=True)
+        # File names carry the second of their making; the suffix keeps a quick resume from overwriting the first.
+        self._file = EventsWriter(os.path.join(directory, "events"), f".{uuid.uuid4().hex[:8]}")
+        self.close = self._file.close
+
+    def write(self, step: int, values: dict[str, float]) -> None:
+        scalars = [{"tag": name, "simple_value": value} for name, value in values.items()]
+        self._file.write_event(self._event(step=int(step), wall_time=time.time(), summary={"value": scalars}))
+        self._file.flush()

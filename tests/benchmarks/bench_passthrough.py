@@ -6,8 +6,10 @@ runs, and in CPU time of every process (driver and Ray included), which a busy m
 before the clock starts.
 """
 
+import json
 import shutil
 import tempfile
+from collections import Counter
 from pathlib import Path
 
 from engine.artifacts import read_dataset
@@ -19,8 +21,8 @@ from jobs import corpus
 from tests.benchmarks.corpora import build
 from tests.benchmarks.watch import Watch
 
-MEGABYTES = 4000
-RUNS = 3
+MEGABYTES = 2000
+RUNS = 1
 
 
 def main():
@@ -59,6 +61,8 @@ def _measure(home, name, source):
         "mb": round(megabytes),
         "stream_seconds": round(streaming, 2),
         "cpu_seconds_all_processes": round(watch.cpu_seconds, 2),
+        "cpu_seconds_by_kind": watch.cpu_by_kind,
+        "cpu_seconds_in_stages": round(_stage_seconds(outcome.output).total(), 2),
         "ceiling_mb_per_core": round(ceiling, 1),
         "share_of_ceiling_wall": round(megabytes / streaming / 2 / ceiling, 3),
         "share_of_ceiling_cpu": round(megabytes / watch.cpu_seconds / ceiling, 3),
@@ -66,8 +70,16 @@ def _measure(home, name, source):
     }
 
 
-def _arrow_bytes(path):
-    import json
+def _records(output):
+    return [json.loads(path.read_text()) for path in (output.parent / "ledger" / "shards").glob("*.json")]
 
-    records = (path.parent / "ledger" / "shards").glob("*.json")
-    return sum(json.loads(record.read_text())["bytes_in"] for record in records)
+
+def _arrow_bytes(output):
+    return sum(record["bytes_in"] for record in _records(output))
+
+
+def _stage_seconds(output):
+    total = Counter()
+    for record in _records(output):
+        total.update(record["seconds"])
+    return total

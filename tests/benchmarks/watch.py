@@ -23,6 +23,7 @@ class Watch:
         """Kind of process -> peak private bytes of one such process."""
         self.cpu = {}
         """(pid, start) -> CPU seconds when last seen."""
+        self.kinds = {}
 
     def __enter__(self):
         self._before = self._sample()
@@ -43,18 +44,31 @@ class Watch:
         """CPU seconds of all watched processes inside the block; one that lived between two samples is missed."""
         return sum(seconds - self._before.get(key, 0.0) for key, seconds in self.cpu.items())
 
+    @property
+    def cpu_by_kind(self):
+        """The same by kind of process."""
+        total = defaultdict(float)
+        for key, seconds in self.cpu.items():
+            total[self.kinds[key]] += seconds - self._before.get(key, 0.0)
+        return {kind: round(seconds, 2) for kind, seconds in total.items() if seconds >= 0.01}
+
     def _run(self):
         while not self._over.wait(self.period):
             self._sample()
 
     def _sample(self):
-        for process in [self.root, *self.root.children(recursive=True)]:
+        try:
+            processes = [self.root, *self.root.children(recursive=True)]
+        except psutil.NoSuchProcess:  # it has ended
+            processes = []
+        for process in processes:
             try:
                 with open(f"/proc/{process.pid}/statm") as file:
                     _, resident, shared, *_ = map(int, file.read().split())
                 times = process.cpu_times()
                 kind = self._kind(process)
-                self.cpu[(process.pid, process.create_time())] = times.user + times.system
+                key = (process.pid, process.create_time())
+                self.cpu[key], self.kinds[key] = times.user + times.system, kind
             except (psutil.Error, OSError, ValueError):
                 continue
             self.peaks[kind] = max(self.peaks[kind], (resident - shared) * PAGE)

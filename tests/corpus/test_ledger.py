@@ -64,6 +64,44 @@ def test_a_worker_that_outlived_its_run_is_stopped(ledger):
         new.commit(_record(0, new.claim))
 
 
+def test_a_worker_of_a_run_that_was_set_aside_is_stopped(tmp_path):
+    """The new run stands in the same place and counts its claims from 1 again."""
+    run = tmp_path / "run"
+    first = Ledger(UPath(run))
+    first.identify(IDENTITY, {}, {})
+    with first.claimed() as old:
+        old.commit(_record(0, old.claim, "old"))
+    run.rename(tmp_path / "run.before")
+    second = Ledger(UPath(run))
+    second.identify(IDENTITY, {}, {})
+    assert second.run != first.run
+    with second.claimed() as new:
+        assert new.claim == old.claim
+        with pytest.raises(Superseded):
+            old.commit(_record(1, old.claim, "old"))
+        # Even a record written after the check is none of the new run's.
+        (run / "ledger" / "shards" / f"000001.{first.run}.json").write_text(_record(1, 1, "old").model_dump_json())
+        assert new.records() == {}
+        assert new.commit(_record(1, new.claim, "new")).part.file == "new"
+
+
+def test_a_driver_that_lost_its_run_does_not_renew_the_claim_of_the_next(tmp_path, monkeypatch):
+    monkeypatch.setattr("engine.corpus.ledger.HEARTBEAT_SECONDS", 0.01)
+    run = tmp_path / "run"
+    first = Ledger(UPath(run))
+    first.identify(IDENTITY, {}, {})
+    with first.claimed():
+        run.rename(tmp_path / "run.before")
+        second = Ledger(UPath(run))
+        second.identify(IDENTITY, {}, {})
+        time.sleep(0.1)
+        with second.claimed() as claimed:
+            assert claimed.claim == 1
+            time.sleep(0.1)
+            names = sorted(path.name for path in (run / "ledger" / "claims").glob("*.json"))
+            assert f"000001.{second.run}.json" in names
+
+
 def test_resume_from_something_else_is_refused_and_says_what(ledger):
     ledger.identify(IDENTITY, {"a": {"b": 1}}, {"x": "1", "y": "2"})
     other = IDENTITY.model_copy(update={"recipe_fingerprint": "r2"})
@@ -95,7 +133,7 @@ def test_a_claim_dies_with_its_process(tmp_path):
 def test_the_claim_of_another_machine_lives_by_its_heartbeat(tmp_path):
     ledger = Ledger(UPath(tmp_path))
     ledger.identify(IDENTITY, {}, {})
-    claim = tmp_path / "ledger" / "claims" / "000001.json"
+    claim = tmp_path / "ledger" / "claims" / f"000001.{ledger.run}.json"
     owner = {"host": "elsewhere", "pid": 1, "started": 0.0}
     claim.write_text(json.dumps({**owner, "beat": time.time() - 5}))
     with pytest.raises(RunBusy, match="elsewhere"):

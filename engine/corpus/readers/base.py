@@ -93,7 +93,7 @@ def damage_named(file: InputFile, what: str) -> Iterator[None]:
     except (pa.ArrowInvalid, OSError, EOFError) as error:
         if isinstance(error, OSError) and error.errno is not None:
             raise
-        reason = str(error).strip().partition("\n")[0].rstrip(".")[:200]
+        reason = str(error).strip().partition("\n")[0].partition(". ")[0].rstrip(".")[:200]
         raise SourceError(
             f"{redact(file.uri)} is not a whole {what} file: {reason}.",
             "Fetch or write it again, or leave it out with source.exclude.",

@@ -14,9 +14,13 @@ import inspect
 import io
 import tokenize
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+
+import pyarrow as pa
 
 from engine.corpus.readers.rows import Row, RowReader
+from engine.corpus.sources import InputFile
+from engine.errors import SchemaError
 
 _Function = ast.FunctionDef | ast.AsyncFunctionDef
 
@@ -25,6 +29,15 @@ class PythonReader(RowReader):
     """Reads the functions of a module; a module that does not parse is one quarantined row."""
 
     columns = ("instruction", "program", "qualname")
+
+    def schema(self, files: Sequence[InputFile]) -> pa.Schema:
+        """The columns of an instruction. Raises `SchemaError` where documents are asked for."""
+        if "text" in self.required and "text" not in self.config.columns:
+            raise SchemaError(
+                f"{files[0].name} is Python source, which gives instructions and no documents.",
+                "Set rows=instructions, or source.format=text to take whole files as documents.",
+            )
+        return super().schema(files)
 
     def parse(self, data: bytes) -> Iterator[Row]:
         """The rows of a module, in the order of the file."""

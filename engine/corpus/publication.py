@@ -1,0 +1,72 @@
+"""What a run over a corpus publishes: the manifest made from its records, and whether it is there already.
+
+Left out: the act of publishing (`engine.artifacts`). Called by `engine.corpus.transform`.
+"""
+
+from collections import Counter
+from collections.abc import Mapping
+
+import pyarrow.parquet as pq
+from upath import UPath
+
+from engine.artifacts import Dataset, Manifest, code_version, is_dataset, read_dataset
+from engine.corpus.ledger import Identity, Record
+from engine.corpus.plan import Plan
+from engine.corpus.recipe import DataRecipe
+from engine.corpus.report import merge_counts
+from engine.errors import ArtifactError, ResumeRefused
+
+
+def published_before(output: UPath, identity: Identity) -> Dataset | None:
+    """The dataset at the output if it is what this run would make. Raises `ResumeRefused` if it is another."""
+    try:
+        if not is_dataset(output):
+            return None
+    except ArtifactError:  # one that is still being built
+        return None
+    dataset = read_dataset(output)
+    wanted = {
+        "by another job": (dataset.manifest.job, identity.job),
+        "from another recipe": (dataset.manifest.recipe_fingerprint, identity.recipe_fingerprint),
+        "from another input": (dataset.manifest.inputs_fingerprint, identity.inputs_fingerprint),
+    }
+    for what, (found, expected) in wanted.items():
+        if found != expected:
+            raise ResumeRefused(
+                f"{output} was published {what}.",
+                "Choose another name=... (or output=...), or add --fresh to set it aside and start over.",
+            )
+    return dataset
+
+
+def make_manifest(
+    plan: Plan, records: Mapping[int, Record], staging: UPath, identity: Identity, recipe: DataRecipe, schema_name: str
+) -> Manifest:
+    """The manifest of a finished run: its parts in plan order and what the records count."""
+    ordered = [records[shard.index] for shard in plan.shards]
+    parts = tuple(record.part for record in ordered if record.part)
+    counts: Counter[str] = Counter({"read": 0, "quarantined": 0})
+    for record in ordered:
+        counts.update({"read": record.rows_in, "quarantined": record.quarantined})
+        counts.update({f"dropped: {reason}": count for reason, count in record.dropped.items()})
+    counts.update({f"skipped files: {reason}": count for reason, count in plan.skipped.items()})
+    return Manifest(
+        schema_name=schema_name,
+        columns=_columns(staging / parts[0].file) if parts else {},
+        rows=sum(part.rows for part in parts),
+        parts=parts,
+        parents=plan.parents,
+        job=identity.job,
+        recipe=recipe.model_dump(mode="json"),
+        recipe_fingerprint=identity.recipe_fingerprint,
+        inputs_fingerprint=identity.inputs_fingerprint,
+        code_version=code_version(),
+        seed=recipe.seed,
+        counts=dict(counts),
+        statistics=merge_counts([record.statistics for record in ordered]),
+    )
+
+
+def _columns(path: UPath) -> dict[str, str]:
+    with path.open("rb") as file:
+        return {field.name: str(field.type) for field in pq.read_schema(file)}
