@@ -70,6 +70,18 @@ class Capacity:
     def __str__(self) -> str:
         return _describe(self)
 
+    @property
+    def cores(self) -> int:
+        """Whole CPUs there are now, at least one."""
+        return max(1, int(sum(node.cpus for node in self.now)))
+
+    @property
+    def most_cores(self) -> int:
+        """Whole CPUs there may be once the autoscaler has added all the machines without GPUs that it may."""
+        added = [each.node.cpus for each in self.growth if not each.node.gpus for _ in range(each.count)]
+        present = sum(node.cpus for node in self.now)
+        return max(1, int(present + sum(sorted(added, reverse=True)[: self.limit])))
+
 
 def local_capacity(*, cpus: float | None = None, object_store: int | None = None) -> Capacity:
     """What a private Ray on this machine has, found without Ray; `cpus` and `object_store` (bytes) as for a session.

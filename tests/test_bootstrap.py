@@ -26,14 +26,14 @@ def bootstrap(monkeypatch, tmp_path):
 
 
 def test_another_python_gets_a_sentence(bootstrap, monkeypatch):
-    version = namedtuple("version", "major minor micro")  # noqa: PYI024
+    version = namedtuple("version", "major minor micro")
     monkeypatch.setattr(bootstrap.sys, "version_info", version(3, 9, 1))
     with pytest.raises(SystemExit, match=r"needs Python 3\.11, but this is Python 3\.9\. .*PYTHON="):
         bootstrap.main("cpu")
 
 
 def test_a_small_disk_gets_a_sentence(bootstrap, monkeypatch):
-    usage = namedtuple("usage", "total used free")  # noqa: PYI024
+    usage = namedtuple("usage", "total used free")
     monkeypatch.setattr(bootstrap.shutil, "disk_usage", lambda path: usage(10**12, 0, 10**9))
     with pytest.raises(SystemExit, match=r"needs 8 GB of free disk.*has 1\.0 GB"):
         bootstrap.main("cpu")

@@ -33,7 +33,11 @@ def test_values_and_overrides(tmp_path):
     ("text", "overrides", "says"),
     [
         ("name: a\nstep: 3\n", [], "unknown key 'step'; the nearest known key is 'steps'"),
-        ("name: a\nsteps: 3\noptimizer: {lrr: 1}\n", [], "unknown key 'optimizer.lrr'; the nearest known key is 'optimizer.lr'"),
+        (
+            "name: a\nsteps: 3\noptimizer: {lrr: 1}\n",
+            [],
+            "unknown key 'optimizer.lrr'; the nearest known key is 'optimizer.lr'",
+        ),
         ("name: a\n", [], "the key 'steps' is missing"),
         ("name: a\nsteps: many\n", [], "'steps'"),
         ("name: ../up\nsteps: 1\n", [], "'name'"),

@@ -33,6 +33,9 @@ from engine.corpus.prefilters import apply_filters
 from engine.corpus.readers import Reader
 from engine.errors import DeadlineExceeded, HeadraceError
 
+_TASKS_PER_ACTOR = 2
+"""Shards given to an actor at a time: the next one arrives while it works on the one before."""
+
 _IO_CPUS = 0.25
 """Share of a core that a read or write task asks for beside actors, so that actors can never starve them."""
 
@@ -88,10 +91,12 @@ def stream(
     *,
     stall_seconds: float,
     cores: int | None = None,
+    actors_at_once: int = 1,
 ) -> Generator[dict[str, Any], None, None]:
     """Run shards through the stages and yield each shard's result, a row of the sink's one-row tables, as it comes.
 
-    `cores` bounds the logical cores in use; without it the whole cluster is. Closing the iterator ends what runs.
+    `cores` bounds the logical cores in use; without it the whole cluster is. Pools of actors start at
+    `actors_at_once` and grow to the stage's number as an autoscaler makes room. Closing the iterator ends what runs.
     Raises the `HeadraceError` a worker raised, or `DeadlineExceeded` if nothing moves for `stall_seconds`.
     """
     if not shards:
@@ -101,10 +106,14 @@ def stream(
     data = ray.data.read_datasource(_Shards(shards, read), override_num_blocks=len(shards), num_cpus=io_cpus)
     whole = {"batch_size": None, "batch_format": "pyarrow", "zero_copy_batch": True}
     for stage in stages:
+        most = min(stage.actors, len(shards))
+        pool = ActorPoolStrategy(
+            min_size=min(most, actors_at_once), max_size=most, max_tasks_in_flight_per_actor=_TASKS_PER_ACTOR
+        )
         data = data.map_batches(
             _Staged,
             fn_constructor_args=(stage.name, stage.actor, stage.arguments),
-            compute=ActorPoolStrategy(size=min(stage.actors, len(shards)), max_tasks_in_flight_per_actor=2),
+            compute=pool,
             num_cpus=stage.cpus,
             num_gpus=stage.gpus or None,
             memory=stage.memory or None,

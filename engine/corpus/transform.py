@@ -133,7 +133,8 @@ class _Job:
         """Move an earlier run and its output out of the way. Raises `RunBusy` if it is still running."""
         Ledger(self.home.path).check_free()
         set_aside(self.home.path)
-        set_aside(self.output)
+        if artifacts.is_dataset(self.output):  # a directory of anything else is not ours to move
+            set_aside(self.output)
         artifacts.discard_staging(self.output)
 
     @contextmanager
@@ -170,7 +171,13 @@ class _Job:
         sink = Sink(staging, self.home.path, ledger, keep_dropped=recipe.keep_dropped, statistics=transform.statistics)
         todo = [shard for shard in plan.shards if shard.index not in done]
         results = stream(
-            todo, read, transform.stages(cores), sink, stall_seconds=recipe.stall_seconds, cores=recipe.workers
+            todo,
+            read,
+            transform.stages(cores),
+            sink,
+            stall_seconds=recipe.stall_seconds,
+            cores=recipe.workers,
+            actors_at_once=room.cores,
         )
         with (
             self.watch.phase("stream"),
@@ -261,5 +268,5 @@ class _Job:
             return capacity(ray_session)
 
     def _cores(self, room: Capacity) -> int:
-        """Cores to work on: as the recipe says, else all there are now."""
-        return self.recipe.workers or max(1, int(sum(node.cpus for node in room.now)))
+        """Cores to work on: as the recipe says, else all there are or the autoscaler may add."""
+        return self.recipe.workers or room.most_cores

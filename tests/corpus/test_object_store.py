@@ -170,9 +170,7 @@ def test_a_kill_while_publishing_on_a_store(cluster, place, monkeypatch, moment)
         raise Stop
 
     with monkeypatch.context() as patch:
-        patch.setattr(
-            *((transform, "make_manifest") if moment == "before the manifest" else (transform, "codec_ceiling")), stop
-        )
+        patch.setattr(transform, "make_manifest" if moment == "before the manifest" else "codec_ceiling", stop)
         with pytest.raises(Stop):
             _corpus(place)
     output = place / "runs" / "corpus" / "x" / "dataset"
