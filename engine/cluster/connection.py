@@ -104,6 +104,8 @@ def _connected(address: str, deadline: float) -> Iterator[None]:
     target = resolve(address)
     use_token()
     alive = probe(target, deadline=deadline, called=target if address == "auto" else address)
+    if not alive.nodes:
+        raise ClusterError(f"The Ray at {target} has no live node.", "Wait until one has joined, or start it again.")
     ours = {each.address for each in chain.from_iterable(psutil.net_if_addrs().values())}
     if not any(node in ours or is_loopback(node) for node in alive.nodes):
         raise ClusterError(
@@ -112,8 +114,10 @@ def _connected(address: str, deadline: float) -> Iterator[None]:
         )
     try:
         ray.init(address=target, log_to_driver=False, logging_level=logging.WARNING)
-    except Exception as error:
+    except BaseException as error:
         ray.shutdown()
+        if not isinstance(error, Exception):
+            raise
         problem = f"Ray at {target} does not take this driver: {first_line(error)}"
         raise ClusterError(problem, "`headrace doctor` may say more.") from error
     try:

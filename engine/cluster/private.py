@@ -60,8 +60,10 @@ def private_ray(cpus: float | None, object_store: int | None, dashboard: bool) -
                 log_to_driver=False,
                 logging_level=logging.WARNING,
             )
-        except Exception as error:
-            ray.shutdown()
+        except BaseException as error:
+            ray.shutdown()  # what is half started too, also after Ctrl-C
+            if not isinstance(error, Exception):
+                raise
             raise ClusterError(
                 f"Ray does not start on this machine: {first_line(error)}",
                 "`headrace doctor` checks memory, disk and versions.",

@@ -9,7 +9,7 @@ Left out: what the stages compute (the method rooms) and how the outcome is show
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, closing, contextmanager
+from contextlib import ExitStack, closing, contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -242,8 +242,10 @@ class _Job:
         if rate is None and report.exists():
             return Outcome(transform.job, dataset.path, facts, report=report, reused=True)
         if rate is not None:
-            with watch.phase("measure ceiling"):
-                ceiling = codec_ceiling(dataset)
+            inputs = [each for shard in self.plan.shards for each in shard.slices if each.file.format == "parquet"]
+            ceiling = None
+            with watch.phase("measure ceiling"), suppress(OSError):  # an input may have gone since
+                ceiling = codec_ceiling(dataset, inputs)
             facts["rate"] = f"{rate:,.2f} MB per core-second"
             if ceiling:
                 facts["codec ceiling"] = f"{ceiling.both:,.0f} MB per core-second; reached {rate / ceiling.both:.1%}"

@@ -99,10 +99,12 @@ def _kill(driver, head, rng):
 
 
 def _is_worker(process):
+    """Whether a process runs tasks or actors; the node's own agents bear such names too, and it dies with them."""
     try:
-        return process.cmdline()[:1] != [] and process.cmdline()[0].startswith("ray::")
+        name = (process.cmdline() or [""])[0]
     except psutil.Error:
         return False
+    return name.startswith("ray::") and "Agent" not in name
 
 
 def _compare(folder, one, other):
