@@ -23,4 +23,4 @@ class DataRecipe(Recipe):
     keep_dropped: bool = Field(False)
     """Write the rows that filters drop, with their reasons, to RUN/dropped."""
     stall_seconds: float = knob(900, gt=0)
-    """Time without a finished shard after which the job stops and names what it waited for."""
+    """Time without any progress after which the job stops and names the shards it waited for."""

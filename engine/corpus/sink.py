@@ -131,10 +131,5 @@ def encode(table: pa.Table) -> bytes:
 
 
 def strip_marks(block: pa.Table) -> pa.Table:
-    """The block as it is published: marks and block information gone, dictionaries decoded."""
-    table = block.drop_columns([DROP, ERROR]).replace_schema_metadata(None)
-    for name in (SOURCE_PART, SOURCE_ROW):
-        position = table.schema.get_field_index(name)
-        if position >= 0 and pa.types.is_dictionary(table.schema.field(position).type):
-            table = table.set_column(position, name, table.column(position).cast(pa.string()))
-    return table
+    """The block as it is published: marks and block information gone."""
+    return block.drop_columns([DROP, ERROR]).replace_schema_metadata(None)

@@ -12,7 +12,7 @@ import ray
 from moto.server import ThreadedMotoServer
 from upath import UPath
 
-from engine import artifacts
+from engine import artifacts, doctor
 from engine.cluster.access import use_token
 from engine.config import build_recipe
 from engine.corpus import transform
@@ -119,6 +119,16 @@ def test_what_the_store_refuses_is_one_sentence(store, monkeypatch):
     lost = UPath("s3://headrace-test/runs", skip_instance_cache=True)
     with pytest.raises(StorageError, match="credentials"):
         Ledger(lost)
+
+
+def test_doctor_tells_a_store_that_overwrites(place, monkeypatch):
+    (check,) = doctor._storage(str(place))
+    assert check.ok
+    monkeypatch.setattr(doctor, "create", lambda path, data: replace(path, data) is None)
+    (check,) = doctor._storage(str(place))
+    assert not check.ok
+    assert "conditional puts" in check.remedy
+    assert names(place) == []
 
 
 def test_a_corpus_goes_from_bucket_to_bucket(cluster, place, tmp_path):

@@ -92,13 +92,14 @@ def _breaks(block):
 
 
 def _stage(actor):
-    return [Stage(actor.__name__.lower(), actor, {}, actors=1)]
+    # Little of a core: an actor that stands still keeps its share until its driver disconnects.
+    return [Stage(actor.__name__.lower(), actor, {}, actors=1, cpus=0.1)]
 
 
 @pytest.mark.parametrize("actor", [None, Twice])
 def test_a_shard_is_a_block_from_end_to_end(cluster, plan, actor):
     stages = _stage(actor) if actor else ()
-    results = stream(plan.shards, _read(plan), stages, _look, stall_seconds=60)
+    results = stream(plan.shards, _read(plan), stages, _look, stall_seconds=100)
     told = {row["shard"]: json.loads(row["told"]) for row in results}
     assert told.keys() == set(range(SHARDS))
     times = 2 if actor else 1
@@ -153,18 +154,18 @@ def test_a_stage_that_loses_rows_does_not_pass(plan, tmp_path):
 
 def test_the_users_error_comes_back_as_it_was(cluster, plan, tmp_path):
     with pytest.raises(SchemaError) as caught:
-        list(stream(plan.shards[:1], _read(plan), _stage(Refuses), _look, stall_seconds=60))
+        list(stream(plan.shards[:1], _read(plan), _stage(Refuses), _look, stall_seconds=100))
     assert type(caught.value) is SchemaError
     assert str(caught.value) == "This will not do. Give another."
     (tmp_path / "0.jsonl").unlink()
     with pytest.raises(SourceError, match="no longer there") as caught:
-        list(stream(plan.shards[:1], _read(plan), (), _look, stall_seconds=60))
+        list(stream(plan.shards[:1], _read(plan), (), _look, stall_seconds=100))
     assert type(caught.value) is SourceError
 
 
 def test_a_bug_stays_a_bug(cluster, plan):
     with pytest.raises(Exception, match="a bug") as caught:
-        list(stream(plan.shards[:1], _read(plan), (), _breaks, stall_seconds=60))
+        list(stream(plan.shards[:1], _read(plan), (), _breaks, stall_seconds=100))
     assert "ZeroDivisionError" in str(caught.value)
 
 
@@ -173,9 +174,9 @@ def test_a_stage_that_stands_still_meets_the_deadline(cluster, plan):
     with pytest.raises(DeadlineExceeded, match=r"3 shards are unfinished, first 0\.jsonl \[0:") as caught:
         list(stream(plan.shards[:3], _read(plan), _stage(Sleeps), _look, stall_seconds=2))
     assert "Nothing moved for 2 s" in str(caught.value)
-    # What stood still holds nothing up: the next stream runs on the same cluster, long before the stage would be back.
-    assert len(list(stream(plan.shards, _read(plan), (), _look, stall_seconds=60))) == SHARDS
-    assert time.monotonic() - started < 100
+    # What stands still holds nothing up: the next stream runs on the same cluster, long before the stage would be back.
+    assert len(list(stream(plan.shards, _read(plan), (), _look, stall_seconds=100))) == SHARDS
+    assert time.monotonic() - started < 300
 
 
 def test_closing_the_stream_ends_what_runs(cluster, plan, tmp_path):
@@ -188,7 +189,7 @@ def test_closing_the_stream_ends_what_runs(cluster, plan, tmp_path):
         time.sleep(0.5)
         return pa.table({"shard": [shard]})
 
-    results = stream(plan.shards, _read(plan), (), slow, stall_seconds=60, cores=1)
+    results = stream(plan.shards, _read(plan), (), slow, stall_seconds=100, cores=1)
     next(results)
     results.close()
     after = len(list(seen.iterdir()))
@@ -202,7 +203,7 @@ def test_cores_bound_what_runs_at_once(cluster, plan):
         time.sleep(0.2)
         return pa.table({"shard": [BlockInfo.of(block).shard], "start": [started], "end": [time.time()]})
 
-    rows = list(stream(plan.shards, _read(plan), (), timed, stall_seconds=60, cores=1))
+    rows = list(stream(plan.shards, _read(plan), (), timed, stall_seconds=100, cores=1))
     assert len(rows) == SHARDS
     assert all(sum(a["start"] <= b["start"] < a["end"] for a in rows) == 1 for b in rows)
 
