@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import pydantic
+from pydantic import Field
 from upath import UPath
 
 import engine
@@ -43,7 +44,7 @@ class Part(Section):
     """One output file: logical name, file name in the directory, rows, bytes on disk and sha256."""
 
     name: str
-    file: str
+    file: str = Field(pattern=r"^[^/\\]+$")
     rows: int
     bytes: int
     sha256: str

@@ -8,7 +8,8 @@
     |-- StorageError              an output cannot be written: read-only, full, no permission
     |-- RunBusy                   another live run owns this run directory
     |-- Superseded                this process outlived its run: a newer run has taken over the ledger
-    |-- ResumeRefused             the committed work was made from other inputs or another recipe
+    |-- ResumeRefused             the committed work cannot be built upon
+    |   `-- Outdated              it was made from other inputs or another recipe
     |-- QuarantineExceeded        more poison rows than the recipe allows
     |-- ResourceError             the job could never be scheduled on this machine or cluster
     |-- ClusterError              Ray cannot be reached, started or trusted
@@ -67,6 +68,10 @@ class Superseded(HeadraceError):
 
 
 class ResumeRefused(HeadraceError):
+    """The committed work cannot be built upon."""
+
+
+class Outdated(ResumeRefused):
     """The committed work was made from other inputs or another recipe."""
 
 

@@ -14,7 +14,7 @@ from upath import UPath
 from engine.config import Recipe, write_yaml
 from engine.errors import StorageError
 from engine.observe import Share
-from engine.storage import is_local, locate, make_directory, replace, storage_errors
+from engine.storage import is_local, make_directory, replace, storage_errors, writable
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,7 @@ class Run:
     def __init__(self, job: str, recipe: Recipe) -> None:
         self.job = job
         self.recipe = recipe
-        self.path = locate(recipe.runs) / job / recipe.name
+        self.path = writable(recipe.runs) / job / recipe.name
 
     def open(self) -> None:
         """Make the directory and write the resolved recipe. Raises `StorageError` where that cannot be done."""

@@ -61,6 +61,15 @@ def locate(uri: str, *, roots: Sequence[str] | None = None) -> UPath:
         ) from None
 
 
+def writable(uri: str) -> UPath:
+    """As `locate`, for a place to write to. Raises `SourceError` for a store that cannot create a file exactly once."""
+    if scheme_of(uri) == "hf":
+        raise SourceError(
+            f"{redact(uri)} can be read but not written.", "Choose a local directory, s3://, gs:// or az://."
+        )
+    return locate(uri)
+
+
 def scheme_of(uri: str) -> str:
     """`file` for a local path, else the URI's scheme in lower case."""
     match = re.match(r"^([A-Za-z][A-Za-z0-9+.-]+):", uri)

@@ -2,7 +2,8 @@
 
 Reads Parquet, JSONL (plain, gz, zst), text, HTML and source trees or WARC, from local paths or s3, gs, az and hf URIs;
 drops rows by length, symbols, repetition, language and exact duplicates, each drop counted by its reason; publishes
-`documents` (column text) or, from Python source, `instructions` (docstring as instruction, function as program).
+`documents` (column text) or, with
+`source.format: python`, `instructions` (docstring as instruction, function as program).
 
 Left out: learned filters (`headrace sieve`). Called by `jobs.cli`; the engine half is `engine.corpus`.
 """
@@ -20,7 +21,7 @@ class CorpusRecipe(DataRecipe):
     """The keys of a corpus recipe."""
 
     rows: Literal["documents", "instructions"] = "documents"
-    """Schema of the dataset; Python source always gives instructions."""
+    """Schema of the dataset; with `source.format: python` always instructions."""
     filters: FilterConfig = Field(default_factory=FilterConfig)
     """Which rows are dropped on the way."""
 

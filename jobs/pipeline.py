@@ -13,7 +13,7 @@ from typing import Any
 from pydantic import Field, field_validator
 
 from engine.config import Recipe, Section, build_recipe, read_yaml, set_key
-from engine.errors import RecipeError, ResumeRefused
+from engine.errors import Outdated, RecipeError
 from engine.observe import Stopwatch
 from engine.runs import Invocation, Outcome, Run
 from jobs.registry import PIPELINE_JOBS, load_job
@@ -83,7 +83,8 @@ def run(recipe: PipelineRecipe, call: Invocation) -> Outcome:
             outputs[stage.label] = str(outcome.output)
         state = "kept" if outcome.reused else "published" if outcome.published else "would publish"
         rows = f" {outcome.facts['rows']} rows at" if "rows" in outcome.facts else ""
-        facts[stage.label] = f"{state}{rows} {outcome.output}"
+        why = f" (made anew: {outcome.facts['made anew']})" if "made anew" in outcome.facts else ""
+        facts[stage.label] = f"{state}{rows} {outcome.output}{why}"
     if call.dry_run:
         return Outcome("pipeline", Run("pipeline", recipe).path, facts, published=False)
     return replace(outcome, job="pipeline", facts=facts, shares=watch.shares())
@@ -93,8 +94,9 @@ def _run_stage(stage: PipelineStage, recipe: Recipe, call: Invocation) -> Outcom
     job = load_job(stage.job)
     try:
         outcome: Outcome = job.run(recipe, call)
-    except ResumeRefused:
+    except Outdated as refusal:
         outcome = job.run(recipe, replace(call, fresh=True))
+        return replace(outcome, facts={**outcome.facts, "made anew": refusal.problem})
     return outcome
 
 

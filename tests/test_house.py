@@ -13,7 +13,7 @@ from jobs.registry import JOBS, load_job
 ROOT = Path(__file__).parent.parent
 LEVELS = [
     {"errors"},
-    {"config", "storage", "retry"},
+    {"config", "storage"},
     {"artifacts", "observe", "resources"},
     {"runs", "cluster", "submission", "doctor"},
     {"corpus", "models"},

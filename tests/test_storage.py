@@ -5,7 +5,7 @@ import pytest
 from upath import UPath
 
 from engine.errors import SourceError, StorageError
-from engine.storage import create, locate, redact, replace
+from engine.storage import create, locate, redact, replace, writable
 
 
 @pytest.mark.parametrize(
@@ -59,3 +59,8 @@ def test_replace_leaves_no_temporary(tmp_path):
 def test_a_place_that_cannot_be_written_is_one_sentence():
     with pytest.raises(StorageError, match="Choose another"):
         replace(UPath("/dev/null/x"), b"")
+
+
+def test_a_store_without_conditional_puts_is_for_reading():
+    with pytest.raises(SourceError, match="can be read but not written"):
+        writable("hf://datasets/x/y")

@@ -20,9 +20,14 @@ EMPTY = "_empty"
 
 @dataclass(frozen=True, slots=True)
 class BlockInfo:
-    """Shard number, rows and bytes (Arrow, uncompressed) as read, and CPU seconds by stage."""
+    """Shard number, where it comes from (in words, and hashed), what was read, and CPU seconds by stage.
+
+    `bytes_in` counts Arrow buffers, uncompressed.
+    """
 
     shard: int
+    source: str
+    fingerprint: str
     rows_in: int
     bytes_in: int
     seconds: dict[str, float] = field(default_factory=dict)

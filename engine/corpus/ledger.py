@@ -33,7 +33,7 @@ from upath import UPath
 
 from engine.artifacts import Part
 from engine.config import Section
-from engine.errors import ArtifactError, HeadraceError, ResumeRefused, RunBusy, Superseded
+from engine.errors import ArtifactError, HeadraceError, Outdated, RunBusy, Superseded
 from engine.storage import create, make_directory, names, replace, storage_errors
 
 HEARTBEAT_SECONDS = 10.0
@@ -49,7 +49,12 @@ class Record(Section):
     """What became of one shard. Rows: `rows_in` read = kept + dropped + quarantined; `rows_out` written."""
 
     shard: int
+    source: str
+    """Input files and the range read of them, in words."""
+    fingerprint: str
+    """Hash of those files' fingerprints and ranges."""
     claim: int
+    code_version: str
     rows_in: int
     rows_out: int
     dropped: dict[str, int]
@@ -108,7 +113,7 @@ class Ledger:
             )
             shown = ", ".join(changed[:3]) + (f" and {len(changed) - 3} more" if len(changed) > 3 else "")
             what = f"the input changed ({shown})" if changed else "the input is cut differently"
-        raise ResumeRefused(
+        raise Outdated(
             f"{self.root.parent} cannot be resumed: {what} since it was started.",
             "Undo the change, choose another name=..., or add --fresh to set the old run aside and start over.",
         )

@@ -42,6 +42,11 @@ class Shard:
         """Estimated uncompressed bytes."""
         return sum(each.size for each in self.slices)
 
+    def fingerprint(self) -> str:
+        """Hash of the files' fingerprints and of what is read of them (16 hex digits)."""
+        content = [(each.file.name, each.file.fingerprint, each.start, each.stop) for each in self.slices]
+        return hashlib.sha256(json.dumps(content).encode()).hexdigest()[:16]
+
     def describe(self) -> str:
         """Where its rows come from, for messages."""
         first = self.slices[0]

@@ -14,7 +14,7 @@ from engine.corpus.ledger import Identity, Record
 from engine.corpus.plan import Plan
 from engine.corpus.recipe import DataRecipe
 from engine.corpus.report import merge_counts
-from engine.errors import ArtifactError, ResumeRefused
+from engine.errors import ArtifactError, Outdated, ResumeRefused
 
 
 def published_before(output: UPath, identity: Identity) -> Dataset | None:
@@ -26,13 +26,16 @@ def published_before(output: UPath, identity: Identity) -> Dataset | None:
         return None
     dataset = read_dataset(output)
     wanted = {
-        "by another job": (dataset.manifest.job, identity.job),
         "from another recipe": (dataset.manifest.recipe_fingerprint, identity.recipe_fingerprint),
         "from another input": (dataset.manifest.inputs_fingerprint, identity.inputs_fingerprint),
     }
+    if dataset.manifest.job != identity.job:
+        raise ResumeRefused(
+            f"{output} was published by another job, {dataset.manifest.job}.", "Choose another output=... or name=..."
+        )
     for what, (found, expected) in wanted.items():
         if found != expected:
-            raise ResumeRefused(
+            raise Outdated(
                 f"{output} was published {what}.",
                 "Choose another name=... (or output=...), or add --fresh to set it aside and start over.",
             )

@@ -45,6 +45,9 @@ _TIME_KEYS = ("LastModified", "last_modified", "lastModified", "updated", "mtime
 
 T = TypeVar("T")
 
+_PART = "part:"
+"""Begins the fingerprint of a published part, which its manifest gives; such a file never changes under its name."""
+
 
 @dataclass(frozen=True, slots=True)
 class InputFile:
@@ -241,7 +244,7 @@ class _Entry:
         dataset = read_dataset(path)
         self.parents[str(path)] = Parent(uri=str(path), fingerprint=dataset.fingerprint)
         return [
-            InputFile(str(path / part.file), prefix + part.name, part.bytes, part.sha256, "parquet")
+            InputFile(str(path / part.file), prefix + part.name, part.bytes, _PART + part.sha256, "parquet")
             for part in dataset.parts
         ]
 
@@ -312,6 +315,22 @@ def _ask(path: UPath, question: Callable[[], T]) -> T:
             f"{_show(path)} cannot be looked up: {redact(reason)}.",
             "Check its name, the credentials in the environment and the network.",
         ) from error
+
+
+def check_unchanged(file: InputFile) -> None:
+    """Raise `SourceError` if a file is no longer the one that was listed; called when its rows are read."""
+    path = locate(file.uri)
+    try:
+        if file.fingerprint.startswith(_PART):
+            now = int(path.stat().st_size), file.fingerprint
+        else:
+            now = _local_fingerprint(path) if is_local(path) else _remote_fingerprint(path, None)
+    except FileNotFoundError:
+        raise SourceError(f"{_show(path)} is no longer there.", "Put it back, or start a new run.") from None
+    if now != (file.size, file.fingerprint):
+        raise SourceError(
+            f"{_show(path)} has changed since this run began.", "Put the old one back, or start over with --fresh."
+        )
 
 
 def _local_fingerprint(path: UPath) -> tuple[int, str]:

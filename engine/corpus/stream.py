@@ -31,6 +31,7 @@ from engine.corpus.marks import DROP
 from engine.corpus.plan import Shard
 from engine.corpus.prefilters import apply_filters
 from engine.corpus.readers import Reader
+from engine.corpus.sources import check_unchanged
 from engine.errors import DeadlineExceeded, HeadraceError
 
 _TASKS_PER_ACTOR = 2
@@ -70,8 +71,11 @@ class Read:
         """Read one shard. A shard without rows becomes one marked row, since Ray Data forgets empty blocks."""
         pa.set_cpu_count(1)
         started = time.thread_time()
+        for file in {each.file for each in shard.slices}:
+            check_unchanged(file)
         block = self.reader.read(shard.slices, self.schema)
-        info = BlockInfo(shard.index, len(block), block.select(self.schema.names).nbytes)
+        size = block.select(self.schema.names).nbytes
+        info = BlockInfo(shard.index, shard.describe(), shard.fingerprint(), len(block), size)
         if not len(block):
             nothing = pa.table({each.name: pa.nulls(1, each.type) for each in block.schema})
             position = nothing.schema.get_field_index(DROP)

@@ -30,11 +30,11 @@ from engine.corpus.report import closing_sections, common_sections
 from engine.corpus.sink import Sink
 from engine.corpus.stream import Read, Stage, stream
 from engine.corpus.tally import Tally
-from engine.errors import Interrupted, RecipeError, ResumeRefused
+from engine.errors import HeadraceError, Interrupted, RecipeError, ResumeRefused
 from engine.observe import MetricsWriter, Progress, Report, Stopwatch, configure_logging
 from engine.resources import Capacity, Demand, capacity, local_capacity, preflight
 from engine.runs import Invocation, Outcome, Run, set_aside
-from engine.storage import locate, make_directory, names
+from engine.storage import make_directory, names, writable
 
 _KB = 1000
 
@@ -79,7 +79,7 @@ class _Job:
         self.call = call
         self.watch = Stopwatch()
         self.home = Run(transform.job, recipe)
-        self.output = locate(recipe.output) if recipe.output else self.home.path / "dataset"
+        self.output = writable(recipe.output) if recipe.output else self.home.path / "dataset"
         with self.watch.phase("plan"):
             self.plan = make_plan(recipe.source, artifacts.SCHEMAS[transform.reads])
         self.identity = Identity(
@@ -244,7 +244,8 @@ class _Job:
         if rate is not None:
             inputs = [each for shard in self.plan.shards for each in shard.slices if each.file.format == "parquet"]
             ceiling = None
-            with watch.phase("measure ceiling"), suppress(OSError):  # an input may have gone since
+            # An input may have gone since; what is published does not fail for a measurement.
+            with watch.phase("measure ceiling"), suppress(OSError, pa.ArrowInvalid, HeadraceError):
                 ceiling = codec_ceiling(dataset, inputs)
             facts["rate"] = f"{rate:,.2f} MB per core-second"
             if ceiling:

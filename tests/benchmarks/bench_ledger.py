@@ -83,7 +83,8 @@ def _commit_cost(home):
         for shard in range(2000):
             part = Part(name="x", file="x", rows=1, bytes=1, sha256="0" * 64)
             record = Record(
-                shard=shard, claim=claimed.claim, rows_in=1, rows_out=1, dropped={}, quarantined=0, bytes_in=1,
+                shard=shard, source="a", fingerprint="f", code_version="0", claim=claimed.claim,
+                rows_in=1, rows_out=1, dropped={}, quarantined=0, bytes_in=1,
                 bytes_out=1, seconds={"read": 0.1}, statistics={}, part=part,
             )  # fmt: skip
             started = time.perf_counter()

@@ -26,7 +26,7 @@ def _blocks(shards):
         table = add_marks(table)
         marks = pa.array([mark for _, mark in rows], pa.string())
         table = table.set_column(table.schema.get_field_index(DROP), DROP, marks)
-        yield BlockInfo(index, len(rows), 0).attach(table)
+        yield BlockInfo(index, "a", "f", len(rows), 0).attach(table)
 
 
 def _dropped(shards):
@@ -114,5 +114,5 @@ def test_a_sidecar_is_written_once(tmp_path):
     folder = UPath(tmp_path)
     HashSink(folder, "text")(first)
     before = (tmp_path / "part-000000.parquet").read_bytes()
-    HashSink(folder, "text")(BlockInfo(0, 2, 0).attach(second))
+    HashSink(folder, "text")(BlockInfo(0, "a", "f", 2, 0).attach(second))
     assert (tmp_path / "part-000000.parquet").read_bytes() == before

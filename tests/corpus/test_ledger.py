@@ -19,7 +19,8 @@ IDENTITY = Identity(job="corpus", recipe_fingerprint="r", inputs_fingerprint="i"
 def _record(shard, claim, file="a"):
     part = Part(name=f"part-{shard:06d}", file=file, rows=1, bytes=1, sha256="")
     return Record(
-        shard=shard, claim=claim, rows_in=1, rows_out=1, dropped={}, quarantined=0, bytes_in=1, bytes_out=1,
+        shard=shard, source="a", fingerprint="f", code_version="0", claim=claim,
+        rows_in=1, rows_out=1, dropped={}, quarantined=0, bytes_in=1, bytes_out=1,
         seconds={}, statistics={}, part=part,
     )  # fmt: skip
 
