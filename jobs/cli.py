@@ -127,4 +127,6 @@ def main(job: str | None = None) -> None:
             err=True,
         )
         code = 1
+    if code == 130:  # a second Ctrl-C on the way out has nothing left to say
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
     sys.exit(code)

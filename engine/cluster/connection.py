@@ -7,8 +7,6 @@ was submitted to. Left out: how a private Ray is kept (`engine.cluster.private`)
 
 import logging
 import os
-import signal
-import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -17,9 +15,10 @@ from pathlib import Path
 
 import psutil
 
-from engine.cluster.access import first_line, is_loopback, probe, use_token
+from engine.cluster.access import is_loopback, probe, use_token
+from engine.cluster.driver import driver
 from engine.cluster.private import private_ray
-from engine.cluster.stderr import without_void_warning
+from engine.cluster.stderr import without_noise
 from engine.errors import ClusterError
 
 
@@ -55,6 +54,8 @@ def session(
     an address that does not answer.
     """
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    # These are errors of results nobody asks for (Ray Data's own bookkeeping); what we ask for raises.
+    os.environ.setdefault("RAY_IGNORE_UNHANDLED_ERRORS", "1")
     import ray
 
     logging.getLogger("ray").setLevel(logging.WARNING)
@@ -62,16 +63,12 @@ def session(
     if ray.is_initialized():
         yield _describe(private=False, directory=None)
         return
-    # Ray takes SIGTERM for itself when it starts; what a signal means is the command line's to say.
-    handler = signal.getsignal(signal.SIGTERM)
     with (
-        without_void_warning(),
+        without_noise(),
         private_ray(cpus, object_store, dashboard)
         if address == "local"
         else _connected(address, deadline) as directory,
     ):
-        if handler is not None and threading.current_thread() is threading.main_thread():
-            signal.signal(signal.SIGTERM, handler)
         yield _describe(private=address == "local", directory=directory)
 
 
@@ -99,8 +96,6 @@ def resolve(address: str) -> str:
 
 @contextmanager
 def _connected(address: str, deadline: float) -> Iterator[None]:
-    import ray
-
     target = resolve(address)
     use_token()
     alive = probe(target, deadline=deadline, called=target if address == "auto" else address)
@@ -112,18 +107,12 @@ def _connected(address: str, deadline: float) -> Iterator[None]:
             f"This machine is not part of the cluster at {target}, and a Ray driver has to run on one of its nodes.",
             "Submit instead: headrace submit JOB RECIPE --address http://127.0.0.1:8265 (through an SSH tunnel).",
         )
-    try:
-        ray.init(address=target, log_to_driver=False, logging_level=logging.WARNING)
-    except BaseException as error:
-        ray.shutdown()
-        if not isinstance(error, Exception):
-            raise
-        problem = f"Ray at {target} does not take this driver: {first_line(error)}"
-        raise ClusterError(problem, "`headrace doctor` may say more.") from error
-    try:
+
+    def refused(reason: str) -> ClusterError:
+        return ClusterError(f"Ray at {target} does not take this driver: {reason}", "`headrace doctor` may say more.")
+
+    with driver(refused, address=target):
         yield
-    finally:
-        ray.shutdown()
 
 
 def _describe(*, private: bool, directory: Path | None) -> Session:

@@ -7,7 +7,6 @@ Left out: connecting to a running cluster (`engine.cluster.connection`, the only
 """
 
 import fcntl
-import logging
 import os
 import subprocess
 import sys
@@ -18,7 +17,8 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from engine.cluster import reaper
-from engine.cluster.access import ensure_token, first_line, use_token
+from engine.cluster.access import ensure_token, use_token
+from engine.cluster.driver import driver
 from engine.errors import ClusterError
 from engine.resources import MIB, local_capacity, object_store_size, shared_memory
 
@@ -45,33 +45,27 @@ def private_ray(cpus: float | None, object_store: int | None, dashboard: bool) -
     if os.environ.get("RAY_AUTH_MODE", "token").lower() == "token":
         ensure_token()
         use_token()
-    with _directory() as directory, _reaper(directory):
-        import ray
 
-        try:
-            ray.init(
-                address="local",
-                num_cpus=int(here.cpus) if here.cpus == int(here.cpus) else here.cpus,
-                _memory=here.memory,
-                object_store_memory=store,
-                include_dashboard=dashboard,
-                dashboard_host="127.0.0.1",
-                _temp_dir=str(directory / reaper.INNER),
-                log_to_driver=False,
-                logging_level=logging.WARNING,
-            )
-        except BaseException as error:
-            ray.shutdown()  # what is half started too, also after Ctrl-C
-            if not isinstance(error, Exception):
-                raise
-            raise ClusterError(
-                f"Ray does not start on this machine: {first_line(error)}",
-                "`headrace doctor` checks memory, disk and versions.",
-            ) from error
-        try:
-            yield directory / reaper.INNER
-        finally:
-            ray.shutdown()
+    def refused(reason: str) -> ClusterError:
+        return ClusterError(
+            f"Ray does not start on this machine: {reason}", "`headrace doctor` checks memory, disk and versions."
+        )
+
+    with (
+        _directory() as directory,
+        _reaper(directory),
+        driver(
+            refused,
+            address="local",
+            num_cpus=int(here.cpus) if here.cpus == int(here.cpus) else here.cpus,
+            _memory=here.memory,
+            object_store_memory=store,
+            include_dashboard=dashboard,
+            dashboard_host="127.0.0.1",
+            _temp_dir=str(directory / reaper.INNER),
+        ),
+    ):
+        yield directory / reaper.INNER
 
 
 def sweep() -> None:

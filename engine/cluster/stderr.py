@@ -1,9 +1,9 @@
-"""What Ray's C++ layer writes to stderr by itself: one line of it is kept from the user, the rest passes.
+"""What Ray's C++ layer writes to stderr by itself: lines that tell a user nothing are left out, the rest passes.
 
-Ray Data hands its actors their constructor through the object store, and Ray then warns that such an actor could not
-be restarted once that object is lost. The driver keeps it for as long as the stream runs, so the warning is void; and
-neither a switch nor Python's logging reaches it. Lines therefore pass through `grep`, a process of its own: what Ray
-says before it aborts this one is still shown.
+Two kinds are. Ray Data hands its actors their constructor through the object store, and Ray then warns that such an
+actor could not be restarted once that object is lost; the driver keeps it for as long as the stream runs. And what Ray
+itself marks as information is information, though it comes as an error. Neither a switch nor Python's logging reaches
+these lines, so they pass through `grep`, a process of its own: what Ray says before it aborts this one is still shown.
 
 Left out: Ray's Python loggers (`engine.corpus.stream`, `engine.cluster.connection`). Called by
 `engine.cluster.connection`.
@@ -16,15 +16,15 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from typing import Any
 
-_VOID = "has constructor arguments in the object store and max_restarts > 0"
+_NOISE = ("has constructor arguments in the object store and max_restarts > 0", " :info_message: ")
 _LAST_WORDS = 5.0
 """Seconds for the last lines to pass; longer only if some other process holds on to our stderr."""
 
 
 @contextmanager
-def without_void_warning() -> Iterator[None]:
+def without_noise() -> Iterator[None]:
     """Filter file descriptor 2 while the block runs; `sys.stderr`, if it is that, goes on to the terminal by itself."""
-    command = ["grep", "--line-buffered", "-v", "-F", _VOID]
+    command = ["grep", "--line-buffered", "-v", "-F", *(word for noise in _NOISE for word in ("-e", noise))]
     with ExitStack() as stack:
         try:
             terminal = stack.enter_context(os.fdopen(os.dup(2), "wb"))

@@ -96,7 +96,7 @@ class Sink:
         file = f"{name}.{uuid.uuid4().hex[:8]}.parquet"
         with storage_errors(folder):
             # A new name each time, so a plain write cannot disturb another attempt; nobody reads it before the commit.
-            create(folder / file, body)
+            (folder / file).write_bytes(body)
         digest = hashlib.sha256(body).hexdigest()
         return Part(name=name, file=file, rows=len(table), bytes=len(body), sha256=digest)
 

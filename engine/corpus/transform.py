@@ -34,7 +34,7 @@ from engine.errors import HeadraceError, Interrupted, RecipeError, ResumeRefused
 from engine.observe import MetricsWriter, Progress, Report, Stopwatch, configure_logging
 from engine.resources import Capacity, Demand, capacity, local_capacity, preflight
 from engine.runs import Invocation, Outcome, Run, set_aside
-from engine.storage import make_directory, names, writable
+from engine.storage import is_local, make_directory, names, writable
 
 _KB = 1000
 
@@ -149,10 +149,13 @@ class _Job:
     def _check_parts(self, staging: UPath, done: Mapping[int, Record]) -> None:
         """See that every committed part is still there before building on it."""
         present = set(names(staging))
-        missing = [record.part.file for record in done.values() if record.part and record.part.file not in present]
+        parts = [record.part for record in done.values() if record.part]
+        missing = [each.file for each in parts if each.file not in present]
+        if is_local(staging):  # parts are not synced one by one: after a power failure one may be short
+            missing += [each.file for each in parts if each.file in present and _size(staging, each.file) != each.bytes]
         if missing:
             raise ResumeRefused(
-                f"{len(missing)} committed parts of {self.home.path} are gone from {staging} (first {missing[0]}).",
+                f"{len(missing)} committed parts of {self.home.path} are not whole in {staging} (first {missing[0]}).",
                 "Put them back, or add --fresh to set the run aside and start over.",
             )
 
@@ -273,3 +276,7 @@ class _Job:
     def _cores(self, room: Capacity) -> int:
         """Cores to work on: as the recipe says, else all there are or the autoscaler may add."""
         return self.recipe.workers or room.most_cores
+
+
+def _size(folder: UPath, name: str) -> int:
+    return int((folder / name).stat().st_size)
