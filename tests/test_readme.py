@@ -71,5 +71,5 @@ def test_every_file_it_names_is_there():
 
 
 def test_every_number_has_a_result_behind_it():
-    for name in re.findall(r"\((bench_\w+)\)", README):
+    for name in re.findall(r"`(bench_\w+)`", README):
         assert (ROOT / "tests" / "benchmarks" / "results" / f"{name}.json").exists()
