@@ -12,7 +12,7 @@ from upath import UPath
 
 from engine.artifacts import Manifest, Part, open_staging, publish
 from engine.corpus.config import SourceConfig
-from engine.corpus.sources import InputFile, Listing, list_files
+from engine.corpus.sources import InputFile, Listing, check_unchanged, list_files
 from engine.errors import ArtifactError, SourceError
 
 
@@ -130,7 +130,7 @@ def test_a_dataset_stands_for_the_parts_its_manifest_lists(tmp_path: Path) -> No
     for path in ("runs/out", "runs/out/*.parquet"):
         listing = list_files(source(tmp_path, path))
         assert names(listing) == ["part-000000", "part-000001"]
-        assert [file.fingerprint for file in listing.files] == [f"{0:064d}", f"{1:064d}"]
+        assert [file.fingerprint for file in listing.files] == [f"part:{0:064d}", f"part:{1:064d}"]
         assert {file.format for file in listing.files} == {"parquet"}
         assert all(Path(file.uri).stat().st_size == file.size for file in listing.files)
         assert [parent.uri for parent in listing.parents] == [str(tmp_path / "runs" / "out")]
@@ -230,3 +230,16 @@ def test_listing_imports_neither_ray_nor_torch() -> None:
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
     code = "import sys, engine.corpus.config; sys.exit(bool({'ray', 'torch', 'pyarrow'} & set(sys.modules)))"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_a_file_that_changes_after_it_was_listed_is_not_read(tmp_path: Path) -> None:
+    path = tmp_path / "a.txt"
+    write(path, "one")
+    (file,) = list_files(source(tmp_path, "a.txt")).files
+    check_unchanged(file)
+    write(path, "two")
+    with pytest.raises(SourceError, match="has changed since this run began"):
+        check_unchanged(file)
+    path.unlink()
+    with pytest.raises(SourceError, match="is no longer there"):
+        check_unchanged(file)
