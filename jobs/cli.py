@@ -6,10 +6,12 @@ are needed, so that help is quick.
 Left out: everything a job does. Called by the console script and by `python -m jobs.JOB`.
 """
 
+import _thread
 import os
 import shlex
 import signal
 import sys
+import threading
 from typing import Any
 
 import click
@@ -96,12 +98,22 @@ for _command in (doctor, submit, status, logs, stop):
     cli.add_command(_command)
 
 
+def _interrupt_again(lost: Any) -> None:
+    """Deliver an interrupt once more that came while an object was being disposed of, where Python drops it."""
+    if isinstance(lost.exc_value, KeyboardInterrupt):
+        threading.Timer(0.1, _thread.interrupt_main).start()
+    else:
+        sys.__unraisablehook__(lost)
+
+
 def main(job: str | None = None) -> None:
     """Run the command line; `job` stands in for the first word when a job's module is run by itself.
 
     Exit codes: 0 done, 2 a `HeadraceError` or a wrong call (one sentence on stderr), 130 interrupted, 1 a bug.
     """
     signal.signal(signal.SIGTERM, signal.default_int_handler)
+    if sys.unraisablehook is sys.__unraisablehook__:
+        sys.unraisablehook = _interrupt_again
     arguments = sys.argv[1:] if job is None else [job, *sys.argv[1:]]
     try:
         code = cli.main(arguments, prog_name="headrace", standalone_mode=False) or 0
