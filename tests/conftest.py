@@ -72,6 +72,12 @@ def listens(port: int) -> bool:
     return True
 
 
+@pytest.fixture
+def closed_port() -> int:
+    """A port nobody listens on."""
+    return free_port()
+
+
 @pytest.fixture(scope="session")
 def head() -> Iterator[Head]:
     folder = Path(tempfile.mkdtemp(prefix="hrtest-", dir="/tmp"))

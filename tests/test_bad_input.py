@@ -1,7 +1,6 @@
 """What a hostile but honest user tries, through the command line: one sentence and exit code 2, or counted rows and 0.
 
-Inputs that are refused or quarantined row by row are in `test_refusals.py`; here are recipes, places, datasets, signals
-and what reaches the terminal.
+In order: recipes, places, inputs, datasets, rows, disks, signals, and what reaches the terminal.
 """
 
 import json
@@ -18,7 +17,6 @@ import psutil
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from conftest import free_port
 from upath import UPath
 
 from engine import artifacts
@@ -27,6 +25,7 @@ from jobs.cli import main
 
 HEADRACE = str(Path(sys.executable).with_name("headrace"))
 ROOT = Path(__file__).parents[1]
+GOOD = '{"text": "a fine line"}\n'
 OURS = re.compile(r"(corpus|lintseq|hash)  \d|\d\d:\d\d:\d\d \[")
 """Lines of progress and of our own log; whatever else stands on stderr has to be the one sentence."""
 
@@ -39,7 +38,7 @@ def home(tmp_path, monkeypatch):
     for name in ("AWS_ACCESS_KEY_ID", "AWS_PROFILE", "AWS_SHARED_CREDENTIALS_FILE"):
         monkeypatch.delenv(name, raising=False)
     (tmp_path / "in").mkdir()
-    (tmp_path / "in" / "a.jsonl").write_text('{"text": "a fine line"}\n' * 3)
+    (tmp_path / "in" / "a.jsonl").write_text(GOOD * 3)
     return tmp_path
 
 
@@ -51,9 +50,19 @@ def call(home, monkeypatch, capsys):
         monkeypatch.setattr(sys, "argv", ["headrace", *map(str, words)])
         with pytest.raises(SystemExit) as ended:
             main()
-        return ended.value.code, capsys.readouterr().err
+        err = capsys.readouterr().err
+        assert "Traceback" not in err
+        return ended.value.code, err
 
     return run
+
+
+@pytest.fixture
+def on_head(head, monkeypatch):
+    """Jobs called in this process run on the shared head."""
+    monkeypatch.setenv("RAY_AUTH_MODE", "token")
+    monkeypatch.setenv("RAY_AUTH_TOKEN_PATH", str(head.token))
+    return ["--address", head.address]
 
 
 def _recipe(home, text=None, **keys):
@@ -120,6 +129,10 @@ def test_a_wrong_pipeline_is_one_sentence(home, call, stages, says):
         ([f"source.paths=[{'x' * 300}]"], "cannot be looked up"),
         (["source.paths=[pipe]"], "neither a file nor a directory"),
         (["source.paths=[code.py]"], "Set rows=instructions"),
+        (["source.paths=[nowhere]"], "nowhere"),
+        (["source.paths=[http://example.org/x.jsonl]"], "not allowed"),
+        (["source.paths=[/etc/hostname]"], "outside the roots"),
+        (["source.paths=[s3://key:hunter2@bucket/x]"], "carries credentials"),
         (["source.paths=[s3://bucket/x.parquet]"], "s3://bucket/x.parquet cannot be looked up"),
         (["runs=http://host/runs"], "'http://host/runs' is not allowed"),
         (["runs=s3://bucket/runs"], "Cannot reach s3://bucket/runs/corpus/a/dataset"),
@@ -137,16 +150,78 @@ def test_a_wrong_pipeline_is_one_sentence(home, call, stages, says):
         (["--address", "somewhere"], "is no address of a Ray cluster"),
     ],
 )
-def test_a_wrong_place_is_one_sentence_and_moves_nothing(home, call, overrides, says):
+def test_a_wrong_place_is_one_sentence_and_moves_nothing(home, call, closed_port, overrides, says):
     (home / "in" / "link.jsonl").symlink_to("/etc/hostname")
     os.mkfifo(home / "pipe")
     (home / "code.py").write_text("")
     (home / "mine").mkdir()
     (home / "mine" / "thesis").write_text("")
-    words = [word.replace("{port}", str(free_port())) for word in overrides]
-    _is_one_sentence(*call("corpus", _recipe(home), *words), says)
+    words = [word.replace("{port}", str(closed_port)) for word in overrides]
+    code, err = call("corpus", _recipe(home), *words)
+    _is_one_sentence(code, err, says)
+    assert "hunter2" not in err
     assert (home / "in" / "a.jsonl").exists()
     assert (home / "mine" / "thesis").exists()
+
+
+def _empty(folder):
+    (folder / "a.jsonl").write_text("")
+
+
+def _empty_parquet(folder):
+    (folder / "a.parquet").write_text("")
+
+
+def _no_files(folder):
+    """Left empty."""
+
+
+def _no_rows(folder):
+    pq.write_table(pa.table({"text": pa.array([], pa.string())}), folder / "a.parquet")
+
+
+def _missing_column(folder):
+    pq.write_table(pa.table({"body": ["x"]}), folder / "a.parquet")
+
+
+def _wrong_type(folder):
+    pq.write_table(pa.table({"text": [1, 2]}), folder / "a.parquet")
+
+
+def _truncated(folder):
+    pq.write_table(pa.table({"text": ["x" * 1000] * 100}), folder / "a.parquet")
+    body = (folder / "a.parquet").read_bytes()
+    (folder / "a.parquet").write_bytes(body[: len(body) // 2])
+
+
+def _mixture(folder):
+    (folder / "a.jsonl").write_text(GOOD)
+    (folder / "b.html").write_text("<p>x</p>")
+
+
+def _no_gzip(folder):
+    (folder / "a.jsonl.gz").write_bytes(b"\x1f\x8b\x08nonsense")
+
+
+@pytest.mark.parametrize(
+    ("make", "says"),
+    [
+        (_empty, "holds no rows"),
+        (_empty_parquet, "a.parquet"),
+        (_no_files, "in"),
+        (_no_rows, "holds no rows"),
+        (_missing_column, "no column 'text'; it has body"),
+        (_wrong_type, "where text is needed"),
+        (_truncated, "not a whole Parquet file"),
+        (_mixture, "format"),
+        (_no_gzip, "a.jsonl.gz"),
+    ],
+)
+def test_an_input_that_cannot_be_read_is_one_sentence(home, call, make, says):
+    (home / "in" / "a.jsonl").unlink()
+    make(home / "in")
+    _is_one_sentence(*call("corpus", _recipe(home)), says)
+    assert not (home / "runs").exists()
 
 
 def _whole(dataset):
@@ -245,6 +320,58 @@ def test_a_read_only_disk_is_one_sentence(home, call, key):
         _is_one_sentence(*call("corpus", _recipe(home), f"{key}=disk/x"), "the file system is read-only")
     finally:
         subprocess.run(["umount", "-l", "disk"], check=True)
+
+
+def test_poison_rows_are_counted_and_kept_apart_up_to_the_limit(home, call, on_head):
+    lines = [GOOD.encode()] * 50 + [b'{"text": "\xff"}\n', b"{broken\n", b'{"text": 3}\n', b'{"other": 1}\n']
+    lines.append(b'{"text": "' + b"x" * 50_000_000 + b'"}\n')
+    (home / "in" / "a.jsonl").write_bytes(b"".join(lines))
+    assert call("corpus", _recipe(home), *on_head)[0] == 0
+    run_dir = home / "runs" / "corpus" / "a"
+    dataset = artifacts.read_dataset(UPath(run_dir / "dataset"))
+    assert (dataset.rows, dataset.manifest.counts["read"], dataset.manifest.counts["quarantined"]) == (50, 55, 5)
+    assert sum(pq.read_table(file).num_rows for file in run_dir.glob("quarantine/**/*.parquet")) == 5
+
+    (home / "in" / "b.jsonl").write_bytes(b"{broken\n" * 20)
+    code, err = call("corpus", _recipe(home), "name=b", *on_head)
+    assert code == 2
+    assert "25 rows are in quarantine" in err
+    code, _ = call("corpus", _recipe(home), "name=b", "max_quarantine=0.5", *on_head)
+    assert code == 0, "raising the limit resumes"
+
+
+def test_a_changed_input_is_refused_and_named(home, call, on_head):
+    assert call("corpus", _recipe(home), *on_head)[0] == 0
+    manifest = home / "runs" / "corpus" / "a" / "dataset" / "manifest.json"
+    before = manifest.read_bytes()
+    (home / "in" / "a.jsonl").write_text(GOOD * 4)
+    code, err = call("corpus", _recipe(home), *on_head)
+    assert code == 2
+    assert "another input" in err
+    assert manifest.read_bytes() == before
+    assert call("corpus", _recipe(home), "--fresh", *on_head)[0] == 0
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="mounting needs root")
+def test_a_full_disk_is_one_sentence_and_resumes(home, head):
+    (home / "in" / "a.jsonl").unlink()
+    for number in range(6):
+        rows = [{"text": os.urandom(40_000).hex()} for _ in range(5)]
+        (home / "in" / f"{number}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (home / "runs").mkdir()
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", "runs"], capture_output=True).returncode:
+        pytest.skip("mounting is not allowed here")
+    try:
+        command = [HEADRACE, "corpus", _recipe(home), "source.shard_mb=0.3", "--address", head.address]
+        full = subprocess.run(command, env=head.environment, capture_output=True, text=True, timeout=200)
+        assert full.returncode == 2, full.stderr
+        assert "the disk is full" in full.stderr
+        subprocess.run(["mount", "-o", "remount,size=64m", "runs"], check=True)
+        again = subprocess.run(command, env=head.environment, capture_output=True, text=True, timeout=200)
+        assert again.returncode == 0, again.stderr
+        assert artifacts.read_dataset(UPath(home / "runs" / "corpus" / "a" / "dataset")).rows == 30
+    finally:
+        subprocess.run(["umount", "-l", "runs"], check=True)
 
 
 def test_damage_found_by_a_worker_and_in_the_ledger_is_one_sentence(home, head):
