@@ -37,8 +37,12 @@ from engine.errors import DeadlineExceeded, HeadraceError
 _TASKS_PER_ACTOR = 2
 """Shards given to an actor at a time: the next one arrives while it works on the one before."""
 
-_IO_CPUS = 0.25
+IO_CPUS = 0.25
 """Share of a core that a read or write task asks for beside actors, so that actors can never starve them."""
+
+FUSED_CPUS = 0.66
+"""The same for a read, filter and write task without actors: three on two cores, so that none of them idles while Ray
+hands out the next shard (measured: 60 % of the codec ceiling, against 55 % with one per core and 49 % with two)."""
 
 
 @dataclass(frozen=True)
@@ -106,7 +110,7 @@ def stream(
     if not shards:
         return
     _settle(DataContext.get_current(), stall_seconds, cores)
-    io_cpus = _IO_CPUS if stages else 1.0
+    io_cpus = IO_CPUS if stages else FUSED_CPUS
     data = ray.data.read_datasource(_Shards(shards, read), override_num_blocks=len(shards), num_cpus=io_cpus)
     whole = {"batch_size": None, "batch_format": "pyarrow", "zero_copy_batch": True}
     for stage in stages:

@@ -28,7 +28,7 @@ from engine.corpus.publication import make_manifest, published_before
 from engine.corpus.recipe import DataRecipe
 from engine.corpus.report import closing_sections, common_sections
 from engine.corpus.sink import Sink
-from engine.corpus.stream import Read, Stage, stream
+from engine.corpus.stream import FUSED_CPUS, IO_CPUS, Read, Stage, stream
 from engine.corpus.tally import Tally
 from engine.errors import HeadraceError, Interrupted, RecipeError, ResumeRefused
 from engine.observe import MetricsWriter, Progress, Report, Stopwatch, configure_logging
@@ -61,7 +61,7 @@ class Transform:
     def demands(self, cores: int) -> list[Demand]:
         """All that must be schedulable at once for the job to move."""
         stages = self.stages(cores)
-        io = Demand("readers and writers", 1, cpus=0.25 if stages else 1.0)
+        io = Demand("readers and writers", 1, cpus=IO_CPUS if stages else FUSED_CPUS)
         return [io, *(Demand(f"{s.name} actors", s.actors, cpus=s.cpus, gpus=s.gpus, memory=s.memory) for s in stages)]
 
 
