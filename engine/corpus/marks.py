@@ -29,14 +29,6 @@ def marked_schema(schema: pa.Schema) -> pa.Schema:
     return pa.schema([*schema, *(pa.field(name, type_) for name, type_ in types.items())])
 
 
-def add_marks(table: pa.Table) -> pa.Table:
-    """Append empty mark columns where a table lacks them."""
-    for name in (DROP, ERROR):
-        if name not in table.column_names:
-            table = table.append_column(name, pa.nulls(table.num_rows, pa.string()))
-    return table
-
-
 def unmarked(table: pa.Table) -> pa.ChunkedArray:
     """Which rows are still kept: one boolean per row."""
     return pc.is_null(table[DROP])

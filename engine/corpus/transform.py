@@ -9,7 +9,7 @@ Left out: what the stages compute (the method rooms) and how the outcome is show
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, closing, contextmanager, suppress
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -31,12 +31,14 @@ from engine.corpus.sink import Sink
 from engine.corpus.stream import FUSED_CPUS, IO_CPUS, Read, Stage, stream
 from engine.corpus.tally import Tally
 from engine.errors import HeadraceError, Interrupted, RecipeError, ResumeRefused
-from engine.observe import MetricsWriter, Progress, Report, Stopwatch, configure_logging
+from engine.observe import MetricsWriter, Progress, Report, Stopwatch, configure_logging, get_logger
 from engine.resources import Capacity, Demand, capacity, local_capacity, preflight
 from engine.runs import Invocation, Outcome, Run, set_aside
 from engine.storage import is_local, make_directory, names, writable
 
 _KB = 1000
+
+_log = get_logger("corpus")
 
 
 @dataclass(frozen=True)
@@ -247,12 +249,18 @@ class _Job:
         if rate is not None:
             inputs = [each for shard in self.plan.shards for each in shard.slices if each.file.format == "parquet"]
             ceiling = None
-            # An input may have gone since; what is published does not fail for a measurement.
-            with watch.phase("measure ceiling"), suppress(OSError, pa.ArrowInvalid, HeadraceError):
-                ceiling = codec_ceiling(dataset, inputs)
+            with watch.phase("measure ceiling"):
+                try:
+                    ceiling = codec_ceiling(dataset, inputs)
+                except (OSError, pa.ArrowInvalid, HeadraceError) as error:
+                    # An input may have gone since; what is published does not fail for a measurement.
+                    _log.warning("codec ceiling not measured", why=str(error))
             facts["rate"] = f"{rate:,.2f} MB per core-second"
             if ceiling:
-                facts["codec ceiling"] = f"{ceiling.both:,.0f} MB per core-second; reached {rate / ceiling.both:.1%}"
+                of = "input and output" if inputs else "output"  # formats other than Parquet have no codec of their own
+                facts["codec ceiling"] = (
+                    f"{ceiling.both:,.0f} MB per core-second on the {of}; reached {rate / ceiling.both:.1%}"
+                )
         with watch.phase("report"):
             page = common_sections(transform.job, self.recipe, dataset, facts, watch.shares(), transform.hints)
             if transform.narrate:

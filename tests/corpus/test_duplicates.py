@@ -13,7 +13,7 @@ from upath import UPath
 from engine.corpus import duplicates
 from engine.corpus.block import BlockInfo, part_name
 from engine.corpus.duplicates import DUPLICATE, HashSink, find_duplicates, mark_duplicates
-from engine.corpus.marks import DROP, QUARANTINE, add_marks
+from engine.corpus.marks import DROP, ERROR, QUARANTINE
 
 TEXTS = st.sampled_from(["", "a", "b", "ab", "ä", "a ", "a\x00", "\U0001f600", "long " * 50])
 ROWS = st.tuples(TEXTS, st.sampled_from([None, None, None, QUARANTINE, "no_text"]))
@@ -22,10 +22,8 @@ ROWS = st.tuples(TEXTS, st.sampled_from([None, None, None, QUARANTINE, "no_text"
 def _blocks(shards):
     """Each shard's rows, (text or None, mark or None), as the marked block a read gives."""
     for index, rows in enumerate(shards):
-        table = pa.table({"text": pa.array([text for text, _ in rows], pa.string())})
-        table = add_marks(table)
-        marks = pa.array([mark for _, mark in rows], pa.string())
-        table = table.set_column(table.schema.get_field_index(DROP), DROP, marks)
+        columns = {"text": [text for text, _ in rows], DROP: [mark for _, mark in rows], ERROR: [None] * len(rows)}
+        table = pa.table({name: pa.array(values, pa.string()) for name, values in columns.items()})
         yield BlockInfo(index, "a", "f", len(rows), 0).attach(table)
 
 

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from engine.config import build_recipe
 from engine.corpus.config import FilterConfig, SourceConfig
-from engine.corpus.marks import DROP, ERROR, QUARANTINE, add_marks, mark, marked_schema
+from engine.corpus.marks import DROP, ERROR, QUARANTINE, mark, marked_schema
 from engine.corpus.prefilters import apply_filters, expressions, repetition_ratio
 from engine.errors import RecipeError
 
@@ -21,7 +21,8 @@ TEXTS = st.lists(
 
 
 def marked(texts: list[str | None]) -> pa.Table:
-    return add_marks(pa.table({"text": pa.array(texts, pa.string())}))
+    table = pa.table({"text": pa.array(texts, pa.string())})
+    return table.append_column(DROP, nothing := pa.nulls(len(table), pa.string())).append_column(ERROR, nothing)
 
 
 def drops(texts: list[str | None], **keys: Any) -> list[str | None]:
@@ -105,16 +106,16 @@ def test_filters_are_arrow_expressions_where_they_can_be() -> None:
 
 
 def test_filters_keep_chunks_apart_and_empty_tables_empty() -> None:
-    table = add_marks(pa.table({"text": pa.chunked_array([["a", "bb"], [], ["c", "dd"]], pa.string())}))
+    chunks = [marked(texts) for texts in (["a", "bb"], [], ["c", "dd"])]
+    table = pa.concat_tables(chunks)
     everything = FilterConfig(min_chars=2, max_symbol_ratio=0.5, max_repetition_ratio=0.5, languages=["en"])
     assert apply_filters(table, "text", FilterConfig(min_chars=2))[DROP].to_pylist() == ["too_short", None] * 2
     empty = marked_schema(pa.schema([("text", pa.string())])).empty_table()
     assert apply_filters(empty, "text", everything).equals(empty)
 
 
-def test_marks_are_added_once_and_nulls_in_a_mask_count_as_false() -> None:
+def test_nulls_in_a_mask_count_as_false() -> None:
     table = marked(["a", "b", "c"])
-    assert add_marks(table).equals(table)
     got = mark(table, pa.array([None, True, False]), "why")
     assert got[DROP].to_pylist() == [None, "why", None]
     assert got[ERROR].null_count == 3

@@ -11,13 +11,13 @@ from collections.abc import Iterator
 
 import trafilatura
 
-from engine.corpus.readers.rows import NO_TEXT, Row, RowReader
+from engine.corpus.readers.rows import NO_TEXT, FileReader, Row
 
 # It warns of every page without text; here that is a counted reason.
 logging.getLogger("trafilatura").setLevel(logging.CRITICAL)
 
 
-class HtmlReader(RowReader):
+class HtmlReader(FileReader):
     """Reads a page as one row; a page that breaks the extractor is quarantined."""
 
     columns = ("text", "title")

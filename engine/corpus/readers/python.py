@@ -18,14 +18,14 @@ from collections.abc import Iterator, Sequence
 
 import pyarrow as pa
 
-from engine.corpus.readers.rows import Row, RowReader
+from engine.corpus.readers.rows import FileReader, Row
 from engine.corpus.sources import InputFile
 from engine.errors import SchemaError
 
 _Function = ast.FunctionDef | ast.AsyncFunctionDef
 
 
-class PythonReader(RowReader):
+class PythonReader(FileReader):
     """Reads the functions of a module; a module that does not parse is one quarantined row."""
 
     columns = ("instruction", "program", "qualname")

@@ -1,10 +1,12 @@
-"""What the readers of documents share: formats without columns of their own, read row by row, one slice per file.
+"""What the readers of documents share: formats without columns of their own, read row by row.
 
-A subclass names its columns, all of them text, and yields the rows of a slice; this class does the rest.
+A subclass of `RowReader` names its columns, all of them text, cuts slices and yields their rows; one of `FileReader`
+takes a file whole and parses its bytes.
 
 Left out: the formats (`text`, `html`, `python`, `warc`). Called through `engine.corpus.readers.base`.
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from typing import ClassVar, NamedTuple
 
@@ -34,8 +36,8 @@ class Row(NamedTuple):
         return Row(number, values or {}, QUARANTINE, error)
 
 
-class RowReader:
-    """A reader whose rows come one by one; a file is one slice, however large."""
+class RowReader(ABC):
+    """A reader whose rows come one by one."""
 
     columns: ClassVar[tuple[str, ...]]
 
@@ -43,9 +45,13 @@ class RowReader:
         self.config = config
         self.required = required
 
+    @abstractmethod
     def slices(self, file: InputFile, target_bytes: int) -> list[Slice]:
-        """The file as one slice."""
-        return [Slice(file, 0, 1, 0, file.size)]
+        """Cut a file into slices of about `target_bytes`."""
+
+    @abstractmethod
+    def rows(self, piece: Slice) -> Iterator[Row]:
+        """The rows of one slice."""
 
     def schema(self, files: Sequence[InputFile]) -> pa.Schema:
         """The format's columns after the renames of `source.columns`."""
@@ -70,8 +76,16 @@ class RowReader:
         ]
         return pa.Table.from_arrays(arrays, schema=target)
 
+
+class FileReader(RowReader):
+    """A reader of small files: each is one slice, however large, and read whole."""
+
+    def slices(self, file: InputFile, target_bytes: int) -> list[Slice]:
+        """The file as one slice."""
+        return [Slice(file, 0, 1, 0, file.size)]
+
     def rows(self, piece: Slice) -> Iterator[Row]:
-        """The rows of one slice."""
+        """The rows of the file."""
         if piece.file.size > self.config.max_row_bytes:
             yield Row.poison(0, "the file is longer than max_row_mb")
             return
@@ -79,6 +93,6 @@ class RowReader:
             data = locate(piece.file.uri).read_bytes()
         yield from self.parse(data)
 
+    @abstractmethod
     def parse(self, data: bytes) -> Iterator[Row]:
         """The rows of a whole file."""
-        raise NotImplementedError

@@ -5,10 +5,10 @@ Left out: splitting of files into documents. Called through `engine.corpus.reade
 
 from collections.abc import Iterator
 
-from engine.corpus.readers.rows import Row, RowReader
+from engine.corpus.readers.rows import FileReader, Row
 
 
-class TextReader(RowReader):
+class TextReader(FileReader):
     """Reads a file as one row, its bytes' line ends kept; a file that cannot be decoded is quarantined."""
 
     columns = ("text",)
