@@ -7,6 +7,7 @@ from .pylint_linter import PylintLinter
 from .report import narrate
 from .sampler import sample_edit_sequence
 from .statistics import statistics
+from .syntax_linter import SyntaxLinter
 from .text import DIFF_TOKEN, parse_completion, prompt_text, resolve, to_training_text
 
 __all__ = [
@@ -18,6 +19,7 @@ __all__ = [
     "Linter",
     "MalformedEdit",
     "PylintLinter",
+    "SyntaxLinter",
     "Unlintable",
     "apply_edit_sequence",
     "linter_for",
