@@ -9,6 +9,15 @@ from .sampler import sample_edit_sequence
 from .statistics import statistics
 from .syntax_linter import SyntaxLinter
 from .text import DIFF_TOKEN, parse_completion, prompt_text, resolve, to_training_text
+from .training import (
+    TrainingExample,
+    add_diff_token,
+    length_quantiles,
+    load_tokenizer,
+    share_within,
+    token_lengths,
+    training_example,
+)
 
 __all__ = [
     "DIFF_TOKEN",
@@ -20,15 +29,22 @@ __all__ = [
     "MalformedEdit",
     "PylintLinter",
     "SyntaxLinter",
+    "TrainingExample",
     "Unlintable",
+    "add_diff_token",
     "apply_edit_sequence",
+    "length_quantiles",
     "linter_for",
+    "load_tokenizer",
     "narrate",
     "parse_completion",
     "path_seed",
     "prompt_text",
     "resolve",
     "sample_edit_sequence",
+    "share_within",
     "statistics",
     "to_training_text",
+    "token_lengths",
+    "training_example",
 ]

@@ -49,12 +49,14 @@ def apply_edit_sequence(edits: Sequence[str]) -> str:
     """
     state: list[str] = []
     for edit in edits:
-        added = 0
+        added = reached = 0
         for before, start, body in _hunks(edit):
-            if start != before + added or start > len(state):
+            # A hunk above an earlier one of its edit would count lines that are not above it.
+            if before < reached or start != before + added or start > len(state):
                 raise MalformedEdit(f"a hunk inserts at line {start + 1}, which does not fit {len(state)} lines")
             state[start:start] = body
             added += len(body)
+            reached = before
     return "\n".join(state)
 
 

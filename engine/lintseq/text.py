@@ -4,7 +4,8 @@ A text is the instruction, then `\\n<|diff|>` and the edit for every edit, then 
 token is the tokenizer's business. Every line of code in an edit stands behind a `+`, so no code can contain the
 separator `\\n<|diff|>` and every sequence comes back exactly, whatever its code says.
 
-Left out: tokens, truncation and loss masks. Called by `engine.finetune`, `engine.rlhf` and evaluation.
+Left out: tokens, truncation and loss masks (`engine.lintseq.training`). Called by that module, `engine.finetune`,
+`engine.rlhf` and evaluation.
 """
 
 import re
