@@ -9,13 +9,30 @@ Called by the sampler; the default linter.
 """
 
 import ast
+import builtins
 import importlib.util
 from collections.abc import Iterator, Sequence
 
-from engine.lintseq.linting import SYNTAX_ERROR, Finding, LineNumbers, Unlintable, blamed_line, no_warnings
-from engine.lintseq.names import NestedTooDeep, name_errors
+from engine.lintseq.flow import Flow
+from engine.lintseq.linting import (
+    SYNTAX_ERROR,
+    Finding,
+    Given,
+    LineNumbers,
+    Unlintable,
+    Watch,
+    blamed_line,
+    no_warnings,
+)
+from engine.lintseq.names import NestedTooDeep
+from engine.lintseq.outlining import Outline
 
 _INDENT = 4
+# `_` is there only while a console or gettext has put it there.
+ALWAYS_DEFINED = (frozenset(dir(builtins)) - {"_"}) | {
+    *("__annotations__", "__builtins__", "__cached__", "__class__", "__file__", "__module__", "__path__"),
+    *("__qualname__", "WindowsError", "copyright", "credits", "exit", "license", "quit"),
+}
 # What the parser raises beside SyntaxError: lone surrogates (ValueError), nesting past its stack (the other two).
 _HOPELESS = (ValueError, RecursionError, MemoryError, NestedTooDeep)
 
@@ -36,22 +53,48 @@ class FastLinter:
         text = "\n".join(lines)
         numbers = LineNumbers(lines)
         with no_warnings():
-            try:
-                tree = ast.parse(text)
-            except SyntaxError as error:
-                return [Finding(numbers.index(blamed_line(error.msg, error.lineno)), SYNTAX_ERROR)]
-            except _HOPELESS as error:
-                raise Unlintable(str(error)) from error
-            try:
-                found = name_errors(tree, text)
-            except _HOPELESS as error:
-                raise Unlintable(str(error)) from error
+            parsed = self._parsed(text, lines, numbers)
+            if isinstance(parsed, Finding):
+                return [parsed]
+            tree, outline = parsed
+            findings = _initial(Flow(outline, outline.mask(ALWAYS_DEFINED)), lines)
             if self._missing_imports:
-                found += [(number, "import-error", name) for number, name in _missing_modules(tree)]
+                findings += [Finding(numbers.index(at), "import-error", name) for at, name in _missing_modules(tree)]
             if self._strict_indentation:
-                found += [(number, "bad-indentation", "") for number in _badly_indented(tree, text)]
-            findings = [Finding(numbers.index(number), code, name) for number, code, name in found]
+                findings += [Finding(numbers.index(at), "bad-indentation") for at in _badly_indented(tree, text)]
             return findings or self._compiler_errors(text, numbers)
+
+    def watch(self, lines: Sequence[str]) -> Watch | None:
+        """The program's outline, followed as lines go; None where every state has to be checked anew.
+
+        Stricter than `check` in one point: a clause whose statement has gone (`else` without its `if`) is an error even
+        where it happens to fit the statement before.
+        """
+        if self._missing_imports or self._strict_indentation:
+            return None
+        text = "\n".join(lines)
+        numbers = LineNumbers(lines)
+        try:
+            with no_warnings():
+                parsed = self._parsed(text, lines, numbers)
+                if isinstance(parsed, Finding):
+                    return Hopeless(parsed)
+                flow = Flow(parsed[1], parsed[1].mask(ALWAYS_DEFINED))
+                initial = _initial(flow, lines)
+                if not initial and self._compiler_errors(text, numbers):
+                    return None  # the outline does not know these errors
+        except Unlintable:
+            return Hopeless(Finding(0, SYNTAX_ERROR))
+        return Followed(parsed[1], flow, initial)
+
+    def _parsed(self, text: str, lines: Sequence[str], numbers: LineNumbers) -> Finding | tuple[ast.Module, Outline]:
+        try:
+            tree = ast.parse(text)
+            return tree, Outline(tree, lines, numbers)
+        except SyntaxError as error:
+            return Finding(numbers.index(blamed_line(error.msg, error.lineno)), SYNTAX_ERROR)
+        except _HOPELESS as error:
+            raise Unlintable(str(error)) from error
 
     def _compiler_errors(self, text: str, numbers: LineNumbers) -> list[Finding]:
         """What only a full compilation notices: `return` outside a function, `break` outside a loop, and the like."""
@@ -62,6 +105,39 @@ class FastLinter:
         except _HOPELESS as error:
             raise Unlintable(str(error)) from error
         return []
+
+
+class Followed:
+    """A program that is followed through its outline; see `engine.lintseq.linting.Watch`."""
+
+    def __init__(self, outline: Outline, flow: Flow, initial: list[Finding]) -> None:
+        self.initial = initial
+        self._outline = outline
+        self._flow = flow
+        self._given: Given = frozenset()
+
+    def errors(self, alive: bytearray, given: Given) -> list[int]:
+        """See `Watch.errors`."""
+        if given is not self._given:
+            self._given = given
+            self._flow.defined |= self._outline.mask(name for code, name in given if code == "undefined-variable")
+        found = self._flow.errors(alive)
+        return sorted({line for line, code, name in found if (code, name) not in given}) if found else []
+
+
+class Hopeless:
+    """A program that does not parse: there is nothing to follow."""
+
+    def __init__(self, error: Finding) -> None:
+        self.initial = [error]
+
+    def errors(self, alive: bytearray, given: Given) -> list[int]:
+        """All of it."""
+        return [line for line, here in enumerate(alive) if here]
+
+
+def _initial(flow: Flow, lines: Sequence[str]) -> list[Finding]:
+    return [Finding(*each) for each in flow.errors(bytearray(b"\1") * len(lines))]
 
 
 def _missing_modules(tree: ast.Module) -> Iterator[tuple[int, str]]:

@@ -46,6 +46,53 @@ class Linter(Protocol):
         ...
 
 
+Given = frozenset[tuple[str, str]]
+"""Errors, as (code, name), that are taken to be none of the sampler's business."""
+
+
+class Watch(Protocol):
+    """One program under a linter's eye while its lines go: `initial` are the errors of the whole program."""
+
+    initial: list[Finding]
+
+    def errors(self, alive: bytearray, given: Given) -> list[int]:
+        """The erroneous lines, ascending, when only those marked 1 in `alive` are there; those `given` left aside.
+
+        A text about which the linter can say nothing is wrong in every line.
+        """
+        ...
+
+
+class Relint:
+    """The `Watch` of any linter: the text of every state is checked anew."""
+
+    def __init__(self, linter: Linter, lines: Sequence[str]) -> None:
+        self._linter = linter
+        self._lines = lines
+        try:
+            self.initial = linter.check(lines)
+        except Unlintable:
+            self.initial = [Finding(0, SYNTAX_ERROR)]
+
+    def errors(self, alive: bytearray, given: Given) -> list[int]:
+        """See `Watch.errors`."""
+        kept = [index for index, here in enumerate(alive) if here]
+        if not kept:
+            return []
+        try:
+            findings = self._linter.check([self._lines[index] for index in kept])
+        except Unlintable:
+            return kept
+        return sorted({kept[each.line] for each in findings if (each.code, each.name) not in given})
+
+
+def watch(linter: Linter, lines: Sequence[str]) -> Watch:
+    """The linter's own way of watching a program, if it has one, else `Relint`."""
+    own = getattr(linter, "watch", None)
+    watched: Watch | None = own(lines) if own is not None else None
+    return watched or Relint(linter, lines)
+
+
 @lru_cache(maxsize=8)
 def linter_for(options: LintSeqOptions) -> Linter:
     """The linter the options name, built once per process."""

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from itertools import accumulate
 
 from engine.lintseq.diffs import insertion_edit
-from engine.lintseq.linting import NAME_CODES, SYNTAX_ERROR, Finding, Linter, Unlintable, linter_for
+from engine.lintseq.linting import NAME_CODES, SYNTAX_ERROR, Finding, Given, Linter, Relint, Watch, linter_for, watch
 from engine.lintseq.options import LintSeqOptions
 
 Chooser = Callable[[Sequence[int], Sequence[int]], int]
@@ -42,10 +42,9 @@ def prepare(program: str, linter: Linter, options: LintSeqOptions) -> "Prepared"
     indents = _indents(lines)
     candidates = _candidates(lines)
     tab = next((indent for indent in indents if indent), 1)
-    try:
-        initial = linter.check(lines) if candidates else []
-    except Unlintable:
-        initial = [Finding(0, SYNTAX_ERROR)]
+    # The reference knows nothing but the text of each state.
+    watched = Relint(linter, lines) if options.reference_compat else watch(linter, lines)
+    initial = watched.initial if candidates else []
     assume = options.undefined_names == "given" and not options.reference_compat
     given = frozenset((each.code, each.name) for each in initial if each.code in NAME_CODES) if assume else frozenset()
     return Prepared(
@@ -56,7 +55,7 @@ def prepare(program: str, linter: Linter, options: LintSeqOptions) -> "Prepared"
         family_end=_family_ends(indents),
         initial=initial,
         given=given,
-        linter=linter,
+        watched=watched,
         options=options,
     )
 
@@ -75,8 +74,8 @@ class Prepared:
     weights: list[int]
     family_end: list[int]
     initial: list[Finding]
-    given: frozenset[tuple[str, str]]
-    linter: Linter
+    given: Given
+    watched: Watch
     options: LintSeqOptions
 
     @property
@@ -106,14 +105,12 @@ class Prepared:
         if not self.workable:
             return [] if self.options.reference_compat else [everything]
         groups: list[list[int]] = []
-        kept, remaining = everything, self.candidates
+        alive, remaining = bytearray(b"\1") * len(self.lines), self.candidates
         while remaining and len(groups) < self.options.max_rounds:
             line = choose(remaining, [self.weights[index] for index in remaining])
-            still = self._deleted(line, kept)
-            gone = set(kept).difference(still)
-            groups.append(sorted(gone))
-            kept = still
-            remaining = [index for index in remaining if index not in gone]
+            groups.append(self._delete(line, alive))
+            remaining = [index for index in remaining if alive[index]]
+        kept = [index for index in everything if alive[index]]
         rest = "\n".join(self.lines[index] for index in kept)
         if rest.strip() or (self.options.reference_compat and rest):
             groups.append(kept)
@@ -137,26 +134,18 @@ class Prepared:
             kept = sorted(kept + inserted)
         return edits
 
-    def _deleted(self, line: int, kept: list[int]) -> list[int]:
-        """What is left of `kept` when `line` has gone and the linter is content again."""
+    def _delete(self, line: int, alive: bytearray) -> list[int]:
+        """Delete `line` and all that must go with it until the linter is content again; the lines that went."""
+        gone: list[int] = []
         queue = [line]
-        gone: set[int] = set()
         while queue:
             for index in queue:
-                gone.add(index)
-                gone.update(range(index + 1, self.family_end[index]))
-            kept = [index for index in kept if index not in gone]
-            queue = [kept[at] for at in self._errors([self.lines[index] for index in kept])]
-        return kept
-
-    def _errors(self, lines: list[str]) -> list[int]:
-        if not lines:
-            return []
-        try:
-            findings = self.linter.check(lines)
-        except Unlintable:
-            return list(range(len(lines)))
-        return sorted({each.line for each in findings if (each.code, each.name) not in self.given})
+                for each in range(index, max(index + 1, self.family_end[index])):
+                    if alive[each]:
+                        alive[each] = 0
+                        gone.append(each)
+            queue = self.watched.errors(alive, self.given)
+        return sorted(gone)
 
 
 def weighted_draws(seed: int) -> Chooser:
