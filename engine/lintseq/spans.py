@@ -13,7 +13,7 @@ from engine.lintseq.outline import Clause, Scope, Step
 Outlined = Callable[[ast.stmt, Sequence[int], Scope, Clause | None], list[Step]]
 """Makes the steps of a statement parsed from some of a program's lines; see `Outline.part`."""
 
-_QUOTES = ('"""', "'''")
+_QUOTES = (b'"""', b"'''")
 
 
 class Nothing:
@@ -69,6 +69,8 @@ def _is_one_string(node: ast.stmt, lines: Sequence[str]) -> bool:
     """Whether a statement is a single string in triple quotes: then it holds as long as its first and last line do."""
     if not (isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant) and isinstance(node.value.value, str)):
         return False
-    text = "\n".join(lines).strip()
-    quotes = text.lstrip("rRuU")[:3]
+    # Other statements may stand on its first and last line; the parser counts in bytes.
+    first, last = lines[0].encode()[node.col_offset :], lines[-1].encode()[: node.end_col_offset]
+    text = b"\n".join([first, *(line.encode() for line in lines[1:-1]), last])
+    quotes = text.lstrip(b"rRuU")[:3]
     return quotes in _QUOTES and text.count(quotes) == 2 and text.endswith(quotes)
