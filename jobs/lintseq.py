@@ -8,8 +8,10 @@ Left out: training on them (`headrace sft`). Called by `jobs.cli`; the engine ha
 """
 
 from dataclasses import replace
+from functools import partial
+from typing import Any
 
-from engine.config import Field
+from engine.config import Field, knob
 from engine.corpus.recipe import DataRecipe
 from engine.lintseq.options import LintSeqOptions
 from engine.runs import Invocation, Outcome
@@ -20,6 +22,8 @@ class LintSeqRecipe(DataRecipe):
 
     lintseq: LintSeqOptions = Field(default_factory=LintSeqOptions)
     """How programs are taken apart."""
+    oracle_states: int = knob(100, ge=0)
+    """Intermediate states shown to the oracle (pylint) for the report; 0 leaves it out."""
 
 
 RECIPE = LintSeqRecipe
@@ -28,10 +32,14 @@ RECIPE = LintSeqRecipe
 def run(recipe: LintSeqRecipe, call: Invocation) -> Outcome:
     """Read programs, sample edit sequences, publish."""
     from engine.corpus import Stage, Transform, run_transform
-    from engine.lintseq import LintSeqActor, narrate, statistics
+    from engine.lintseq import LintSeqActor, counting_tokenizer, linter_for, narrate, statistics
+
+    linter_for(recipe.lintseq)  # a grammar or a tokenizer that is not there is told here, before Ray starts
+    arguments: dict[str, Any] = {"seed": recipe.seed, "options": recipe.lintseq}
+    if recipe.lintseq.tokenizer:
+        arguments["tokenizer"] = counting_tokenizer(recipe.lintseq.tokenizer)
 
     def stages(cores: int) -> list[Stage]:
-        arguments = {"seed": recipe.seed, "options": recipe.lintseq}
         return [Stage("lint", LintSeqActor, arguments, actors=cores)]
 
     transform = Transform(
@@ -41,7 +49,7 @@ def run(recipe: LintSeqRecipe, call: Invocation) -> Outcome:
         content="program",
         stages=stages,
         statistics=statistics,
-        narrate=narrate,
+        narrate=partial(narrate, options=recipe.lintseq, oracle_states=recipe.oracle_states),
         hints={
             "lint": "add cores with workers=..., or choose lintseq.linter=fast.",
             "start Ray": "give --address of a running Ray to skip it.",

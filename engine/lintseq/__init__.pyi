@@ -12,6 +12,7 @@ from .text import DIFF_TOKEN, parse_completion, prompt_text, resolve, to_trainin
 from .training import (
     TrainingExample,
     add_diff_token,
+    counting_tokenizer,
     length_quantiles,
     load_tokenizer,
     share_within,
@@ -33,6 +34,7 @@ __all__ = [
     "Unlintable",
     "add_diff_token",
     "apply_edit_sequence",
+    "counting_tokenizer",
     "length_quantiles",
     "linter_for",
     "load_tokenizer",

@@ -9,15 +9,18 @@ the same sequences. Left out: Ray itself, reading and writing. Called by `jobs.l
 """
 
 import hashlib
+from typing import Any
 
 import pyarrow as pa
 
 from engine.errors import SchemaError
 from engine.lintseq.linting import linter_for
 from engine.lintseq.options import LintSeqOptions
-from engine.lintseq.sampler import prepare
+from engine.lintseq.sampler import TimeLimit, prepare
+from engine.lintseq.training import token_lengths
 
 _ADDED = {
+    "program": pa.string(),
     "edits": pa.list_(pa.string()),
     "seed": pa.int64(),
     "path": pa.int32(),
@@ -25,64 +28,100 @@ _ADDED = {
     "_drop": pa.string(),
     "_error": pa.string(),
 }
+_PAIRED = 256
+"""Training texts tokenised at a time: bounds the memory of a shard with long programs."""
 _LONGEST_ERROR = 500
 
 
 class LintSeqActor:
     """Samples `options.paths` edit sequences for each program of a table; `seed` is the recipe's."""
 
-    def __init__(self, *, options: LintSeqOptions | None = None, seed: int = 0) -> None:
+    def __init__(self, *, options: LintSeqOptions | None = None, seed: int = 0, tokenizer: Any = None) -> None:
         self._options = options or LintSeqOptions()
         self._seed = seed
         self._linter = linter_for(self._options)
+        self._tokenizer = tokenizer
 
     def __call__(self, table: pa.Table) -> pa.Table:
         """One row per path and program, in order; a marked row once, with nulls for what it does not have.
 
         Needs the columns `program`, `source_part` and `source_row`; `_drop` and `_error` may be absent (nothing is
-        marked then). Adds `edits`, `seed`, `path` and `initial_errors` (erroneous lines of the program as it
-        stands); passes every other column through. Raises `SchemaError` for a missing or mistyped column; a row that
-        fails is marked `quarantine` with its error, a row that the options reject `initial_errors`.
+        marked then). Adds `edits`, `seed`, `path` and `initial_errors` (erroneous lines of the program as it stands),
+        with a tokenizer also `tokens` (length of the training text, end included); passes every other column through.
+        Under `initial_errors: repair`, `program` is what the edits write. Raises `SchemaError` for a missing or
+        mistyped column. A row that fails is marked `quarantine` with its error, one that the options reject (or that
+        repair leaves nothing of) `initial_errors`, one that takes too long `time_limit`.
         """
         _check_columns(table)
+        read = [table[name].to_pylist() for name in ("program", "source_part", "source_row")]
+        rows = zip(*read, _marks(table, "_drop"), _marks(table, "_error"), strict=True)
         added: dict[str, list[object]] = {name: [] for name in _ADDED}
         source: list[int] = []
-        marks = [_column(table, name) for name in ("_drop", "_error")]
-        for row in range(table.num_rows):
-            drop, error = (None if mark is None else mark[row].as_py() for mark in marks)
+        for at, (program, part, number, drop, error) in enumerate(rows):
             if drop is not None:
-                results: list[tuple[object, ...]] = [(None, None, None, None, drop, error)]
+                results: list[_Result] = [(program, None, None, None, None, drop, error)]
             else:
                 try:
-                    results = self._sample(table, row)
+                    results = self._sample(program, part, number)
                 # One poisonous program must not end the job: whatever it raises is its quarantine note.
                 except Exception as failure:  # noqa: BLE001
-                    results = [(None, None, None, None, "quarantine", _one_line(failure))]
-            source += [row] * len(results)
+                    results = [(program, None, None, None, None, "quarantine", _one_line(failure))]
+            source += [at] * len(results)
             for result in results:
                 for name, value in zip(_ADDED, result, strict=True):
                     added[name].append(value)
-        kept = table.drop_columns([name for name in _ADDED if name in table.column_names])
-        output = kept.take(pa.array(source, pa.int64()))
+        passed = table.drop_columns([name for name in _ADDED if name in table.column_names and name != "program"])
+        output = passed.take(pa.array(source, pa.int64()))
         for name, kind in _ADDED.items():
-            output = output.append_column(name, pa.array(added[name], kind))
-        return output
+            column = pa.array(added[name], kind)
+            if name == "program":
+                output = output.set_column(output.column_names.index(name), name, column)
+            else:
+                output = output.append_column(name, column)
+        return output.append_column("tokens", self._tokens(output)) if self._tokenizer is not None else output
 
-    def _sample(self, table: pa.Table, row: int) -> list[tuple[object, ...]]:
-        program, part, number = (table[name][row].as_py() for name in ("program", "source_part", "source_row"))
+    def _sample(self, program: str | None, part: str | None, number: int | None) -> "list[_Result]":
         if program is None or part is None or number is None:
             raise ValueError("program, source_part or source_row is null")
-        prepared = prepare(program, self._linter, self._options)
-        errors = len({each.line for each in prepared.initial})
-        if self._options.initial_errors == "reject" and prepared.erroneous:
-            return [(None, None, None, errors, "initial_errors", None)]
-        seeds = [path_seed(self._seed, part, number, path) for path in range(self._options.paths)]
-        return [(prepared.sample(seed), seed, path, errors, None, None) for path, seed in enumerate(seeds)]
+        options = self._options
+        try:
+            prepared = prepare(program, self._linter, options)
+            errors = len({each.line for each in (prepared.found or prepared.initial)})
+            rejected = options.initial_errors == "reject" and prepared.erroneous
+            if rejected or (options.initial_errors == "repair" and not prepared.workable and prepared.found):
+                return [(program, None, None, None, errors, "initial_errors", None)]
+
+            def seed_of(path: int, attempt: int) -> int:
+                return path_seed(self._seed, part, number, path, attempt)
+
+            sampled = list(prepared.paths(seed_of))
+        except TimeLimit:
+            return [(program, None, None, None, None, "time_limit", None)]
+        written = prepared.program
+        return [(written, edits, seed, path, errors, None, None) for path, (seed, edits) in enumerate(sampled)]
+
+    def _tokens(self, output: pa.Table) -> pa.Array:
+        """Tokens of each row's training text; null where a row is marked or has no instruction."""
+        lengths: list[int | None] = [None] * output.num_rows
+        instructions = output["instruction"] if "instruction" in output.column_names else pa.nulls(output.num_rows)
+        there = [at for at, edits in enumerate(output["edits"]) if edits.is_valid and instructions[at].is_valid]
+        for start in range(0, len(there), _PAIRED):
+            some = there[start : start + _PAIRED]
+            texts = [instructions[at].as_py() for at in some], [output["edits"][at].as_py() for at in some]
+            for at, length in zip(some, token_lengths(self._tokenizer, *texts), strict=True):
+                lengths[at] = length
+        return pa.array(lengths, pa.int32())
 
 
-def path_seed(seed: int, source_part: str, source_row: int, path: int) -> int:
-    """The seed of one path of one row, in [0, 2**63): a hash of the recipe's seed and of where the row came from."""
-    key = f"{seed}:{source_row}:{path}:{source_part}".encode()
+_Result = tuple[str | None, list[str] | None, int | None, int | None, int | None, str | None, str | None]
+
+
+def path_seed(seed: int, source_part: str, source_row: int, path: int, attempt: int = 0) -> int:
+    """The seed of one path of one row, in [0, 2**63): a hash of the recipe's seed and of where the row came from.
+
+    `attempt` counts the draws of a path that repeated an earlier one.
+    """
+    key = f"{seed}:{source_row}:{path}{f'.{attempt}' if attempt else ''}:{source_part}".encode()
     return int.from_bytes(hashlib.blake2b(key, digest_size=8).digest(), "big") >> 1
 
 
@@ -108,8 +147,9 @@ def _is_text(kind: pa.DataType) -> bool:
     return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_null(kind))
 
 
-def _column(table: pa.Table, name: str) -> pa.ChunkedArray | None:
-    return table[name] if name in table.column_names else None
+def _marks(table: pa.Table, name: str) -> list[str | None]:
+    marks: list[str | None] = table[name].to_pylist() if name in table.column_names else [None] * table.num_rows
+    return marks
 
 
 def _one_line(failure: Exception) -> str:

@@ -80,9 +80,9 @@ class FastLinter:
                 if isinstance(parsed, Finding):
                     return Hopeless(parsed)
                 flow = Flow(parsed[1], parsed[1].mask(ALWAYS_DEFINED))
-                initial = _initial(flow, lines)
-                if not initial and self._compiler_errors(text, numbers):
+                if self._compiler_errors(text, numbers):
                     return None  # the outline does not know these errors
+                initial = _initial(flow, lines)
         except Unlintable:
             return Hopeless(Finding(0, SYNTAX_ERROR))
         return Followed(parsed[1], flow, initial)

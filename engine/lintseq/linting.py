@@ -11,7 +11,7 @@ import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import lru_cache
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, Protocol, runtime_checkable
 
 from engine.lintseq.options import LintSeqOptions
 
@@ -35,7 +35,11 @@ class Unlintable(Exception):
 
 
 class Linter(Protocol):
-    """Finds the errors of a program; the same lines always give the same findings."""
+    """Finds the errors of a program; the same lines always give the same findings.
+
+    A linter may also offer `watch(lines) -> Watch | None`, a way of its own to follow a program as lines go, and
+    `Layout`, where lines hang together otherwise than in Python.
+    """
 
     def check(self, lines: Sequence[str]) -> list[Finding]:
         """The errors of the program `"\\n".join(lines)`; an empty list when it is clean.
@@ -43,6 +47,19 @@ class Linter(Protocol):
         Each finding's line is an index into `lines`. A text that does not parse gives findings with the code
         `syntax-error`. Raises `Unlintable`.
         """
+        ...
+
+
+@runtime_checkable
+class Layout(Protocol):
+    """How the lines of a language other than Python hang together."""
+
+    def candidates(self, lines: Sequence[str]) -> list[int]:
+        """The lines that may be drawn, ascending: no blanks, no comments, no insides of strings."""
+        ...
+
+    def indents(self, lines: Sequence[str]) -> list[int]:
+        """How deep each line stands; those deeper than the line before them go with it."""
         ...
 
 
@@ -86,6 +103,17 @@ class Relint:
         return sorted({kept[each.line] for each in findings if (each.code, each.name) not in given})
 
 
+class Unwatched:
+    """The `Watch` of no linter at all: nothing is ever wrong."""
+
+    def __init__(self) -> None:
+        self.initial: list[Finding] = []
+
+    def errors(self, alive: bytearray, given: Given) -> list[int]:
+        """None."""
+        return []
+
+
 def watch(linter: Linter, lines: Sequence[str]) -> Watch:
     """The linter's own way of watching a program, if it has one, else `Relint`."""
     own = getattr(linter, "watch", None)
@@ -96,6 +124,10 @@ def watch(linter: Linter, lines: Sequence[str]) -> Watch:
 @lru_cache(maxsize=8)
 def linter_for(options: LintSeqOptions) -> Linter:
     """The linter the options name, built once per process."""
+    if options.linter == "syntax":
+        from engine.lintseq.syntax_linter import SyntaxLinter
+
+        return SyntaxLinter(options.language)
     if options.linter == "pylint":
         from engine.lintseq.pylint_linter import PylintLinter
 

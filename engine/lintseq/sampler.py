@@ -8,18 +8,43 @@ Left out: what an error is (`engine.lintseq.linting`) and how edits are written 
 Called by `engine.lintseq.actor` and by anyone with a program in hand.
 """
 
+import math
 import random
+import time
 from bisect import bisect_right
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from itertools import accumulate
 
+from engine.lintseq import layout
 from engine.lintseq.diffs import insertion_edit
-from engine.lintseq.linting import NAME_CODES, SYNTAX_ERROR, Finding, Given, Linter, Relint, Watch, linter_for, watch
+from engine.lintseq.linting import (
+    NAME_CODES,
+    SYNTAX_ERROR,
+    Finding,
+    Given,
+    Layout,
+    Linter,
+    Relint,
+    Unwatched,
+    Watch,
+    linter_for,
+    watch,
+)
 from engine.lintseq.options import LintSeqOptions
+from engine.lintseq.randseq import random_groups
 
 Chooser = Callable[[Sequence[int], Sequence[int]], int]
 """Picks one of the remaining candidate lines (first argument) given their weights (second)."""
+
+_TRIES = 16
+"""Draws for one edit before the smallest of them stands, where `max_edit_lines` sets a limit."""
+_ATTEMPTS = 16
+"""Draws of one path before a program counts as having no further one."""
+
+
+class TimeLimit(Exception):
+    """A program took longer than `max_seconds`."""
 
 
 def sample_edit_sequence(
@@ -29,34 +54,58 @@ def sample_edit_sequence(
 
     Every state between is clean for the linter (`FastLinter` unless `options` or `linter` say otherwise), except for
     names the whole program leaves undefined too (`options.undefined_names`). A program the linter cannot work on (it
-    does not parse, or has only comments) is a single insertion; the empty program has no edits. The same seed gives
-    the same edits in any process. Under `options.reference_compat` the edits write `program.strip()`.
+    does not parse, or has only comments, or takes longer than `options.max_seconds`) is a single insertion; the empty
+    program has no edits. The same seed gives the same edits in any process. Under `initial_errors: repair` the edits
+    write the program without its erroneous lines, under `reference_compat` they write `program.strip()`.
     """
     options = options or LintSeqOptions()
-    return prepare(program, linter or linter_for(options), options).sample(seed)
+    try:
+        return prepare(program, linter or linter_for(options), options).sample(seed)
+    except TimeLimit:
+        lines = program.split("\n")
+        return [insertion_edit(lines, [], range(len(lines)))]
 
 
 def prepare(program: str, linter: Linter, options: LintSeqOptions) -> "Prepared":
-    """Do once per program what all its paths share: candidates, weights, and the errors it has as it stands."""
+    """Do once per program what all its paths share: candidates, weights, and the errors it has as it stands.
+
+    The clock of `options.max_seconds` starts here. Raises `TimeLimit`.
+    """
+    deadline = time.perf_counter() + options.max_seconds
+    prepared = _prepared(program, linter, options, deadline)
+    if options.initial_errors == "repair" and prepared.erroneous:
+        rest = _prepared(prepared.repaired(linter), linter, options, deadline)
+        return replace(rest, found=prepared.initial)
+    return prepared
+
+
+def _prepared(program: str, linter: Linter, options: LintSeqOptions, deadline: float) -> "Prepared":
     lines = program.split("\n")
-    indents = _indents(lines)
-    candidates = _candidates(lines)
-    tab = next((indent for indent in indents if indent), 1)
-    # The reference knows nothing but the text of each state.
-    watched = Relint(linter, lines) if options.reference_compat else watch(linter, lines)
+    own = linter if isinstance(linter, Layout) else None
+    indents = own.indents(lines) if own else layout.indentations(lines)
+    candidates = own.candidates(lines) if own else layout.candidates(lines)
+    watched: Watch
+    if options.algorithm == "randseq":
+        watched = Unwatched()
+    elif options.reference_compat:  # the reference knows nothing but the text of each state
+        watched = Relint(linter, lines)
+    else:
+        watched = watch(linter, lines)
     initial = watched.initial if candidates else []
     assume = options.undefined_names == "given" and not options.reference_compat
     given = frozenset((each.code, each.name) for each in initial if each.code in NAME_CODES) if assume else frozenset()
+    tab = next((indent for indent in indents if indent), 1)
     return Prepared(
         lines=lines,
         candidates=candidates,
         # Whole numbers in the proportion 1 : indent / tab, so that a draw is the same on every machine.
         weights=[indent or tab for indent in indents],
-        family_end=_family_ends(indents),
+        family_end=layout.family_ends(indents),
         initial=initial,
         given=given,
         watched=watched,
         options=options,
+        deadline=deadline,
     )
 
 
@@ -66,7 +115,8 @@ class Prepared:
 
     `candidates` are the lines that may be drawn; `weights` and `family_end` have one entry per line: the line's share
     in a draw, and the end of the run of lines after it that are indented deeper. `initial` holds the errors of the
-    whole program, `given` those of them (code, name) that are none of the sampler's business.
+    whole program, `given` those of them (code, name) that are none of the sampler's business; `deadline` is a time of
+    `time.perf_counter`; `found` are the errors that were repaired.
     """
 
     lines: list[str]
@@ -77,6 +127,13 @@ class Prepared:
     given: Given
     watched: Watch
     options: LintSeqOptions
+    deadline: float = math.inf
+    found: Sequence[Finding] = ()
+
+    @property
+    def program(self) -> str:
+        """What the edits write."""
+        return "\n".join(self.lines)
 
     @property
     def erroneous(self) -> bool:
@@ -93,8 +150,32 @@ class Prepared:
         return bool(self.candidates) and all(each.code != SYNTAX_ERROR for each in self.initial)
 
     def sample(self, seed: int) -> list[str]:
-        """The edit sequence of one path."""
-        return self.edits(self.groups(weighted_draws(seed)))
+        """The edit sequence of one path. Raises `TimeLimit`."""
+        return self.edits(self.draw(seed))
+
+    def paths(self, seed_of: Callable[[int, int], int]) -> Iterator[tuple[int, list[str]]]:
+        """Seeds and edit sequences of `options.paths` paths, or of as many different ones as were found.
+
+        `seed_of(path, attempt)` is the seed of an attempt at a path. Raises `TimeLimit`.
+        """
+        seen: set[tuple[tuple[int, ...], ...]] = set()
+        for path in range(self.options.paths):
+            for attempt in range(_ATTEMPTS if self.options.distinct else 1):
+                seed = seed_of(path, attempt)
+                groups = self.draw(seed)
+                key = tuple(map(tuple, groups))
+                if key not in seen or not self.options.distinct:
+                    break
+            else:
+                return
+            seen.add(key)
+            yield seed, self.edits(groups)
+
+    def draw(self, seed: int) -> list[list[int]]:
+        """The backward edits of one path."""
+        if self.options.algorithm == "randseq":
+            return random_groups(len(self.lines), seed)
+        return self.groups(weighted_draws(seed))
 
     def groups(self, choose: Chooser) -> list[list[int]]:
         """The backward edits, first to last: ascending line numbers, together every line of the program once.
@@ -107,8 +188,8 @@ class Prepared:
         groups: list[list[int]] = []
         alive, remaining = bytearray(b"\1") * len(self.lines), self.candidates
         while remaining and len(groups) < self.options.max_rounds:
-            line = choose(remaining, [self.weights[index] for index in remaining])
-            groups.append(self._delete(line, alive))
+            group, alive = self._round(choose, remaining, alive)
+            groups.append(group)
             remaining = [index for index in remaining if alive[index]]
         kept = [index for index in everything if alive[index]]
         rest = "\n".join(self.lines[index] for index in kept)
@@ -134,18 +215,54 @@ class Prepared:
             kept = sorted(kept + inserted)
         return edits
 
-    def _delete(self, line: int, alive: bytearray) -> list[int]:
-        """Delete `line` and all that must go with it until the linter is content again; the lines that went."""
+    def repaired(self, linter: Linter) -> str:
+        """The program without its erroneous lines and what cannot stand without them. Raises `TimeLimit`."""
+        broken = any(each.code == SYNTAX_ERROR for each in self.initial)
+        watched = Relint(linter, self.lines) if broken else self.watched
+        alive = bytearray(b"\1") * len(self.lines)
+        self._delete(watched.errors(alive, self.given), alive, watched)
+        return "\n".join(line for line, here in zip(self.lines, alive, strict=True) if here)
+
+    def _round(self, choose: Chooser, remaining: list[int], alive: bytearray) -> tuple[list[int], bytearray]:
+        """One edit and the lines that are left: as small as `max_edit_lines` asks, if a few draws can make it so."""
+        most = self.options.max_edit_lines
+        if most is None:
+            return self._edit(choose, remaining, alive), alive
+        smallest: tuple[list[int], bytearray] | None = None
+        for _ in range(_TRIES):
+            left = bytearray(alive)
+            gone = self._edit(choose, remaining, left)
+            if smallest is None or len(gone) < len(smallest[0]):
+                smallest = gone, left
+            if len(gone) <= most:
+                break
+        assert smallest is not None
+        return smallest
+
+    def _edit(self, choose: Chooser, remaining: list[int], alive: bytearray) -> list[int]:
+        """Draw and delete until `min_edit_lines` have gone; one draw is enough for most."""
         gone: list[int] = []
-        queue = [line]
+        while remaining:
+            line = choose(remaining, [self.weights[index] for index in remaining])
+            gone += self._delete([line], alive, self.watched)
+            if len(gone) >= self.options.min_edit_lines:
+                break
+            remaining = [index for index in remaining if alive[index]]
+        return sorted(gone)
+
+    def _delete(self, queue: list[int], alive: bytearray, watched: Watch) -> list[int]:
+        """Delete lines and all that must go with them until the linter is content again; those that went."""
+        gone: list[int] = []
         while queue:
+            if time.perf_counter() > self.deadline:
+                raise TimeLimit
             for index in queue:
                 for each in range(index, max(index + 1, self.family_end[index])):
                     if alive[each]:
                         alive[each] = 0
                         gone.append(each)
-            queue = self.watched.errors(alive, self.given)
-        return sorted(gone)
+            queue = watched.errors(alive, self.given)
+        return gone
 
 
 def weighted_draws(seed: int) -> Chooser:
@@ -157,48 +274,6 @@ def weighted_draws(seed: int) -> Chooser:
         return remaining[bisect_right(sums, int(generator.random() * sums[-1]))]
 
     return choose
-
-
-def _candidates(lines: Sequence[str]) -> list[int]:
-    """Lines that may be drawn: no blanks, no comments, no inner lines of a constant's literal (`NAME = [ ... ]`)."""
-    found: list[int] = []
-    closer = ""
-    for index, line in enumerate(lines):
-        text = line.strip()
-        if not text or text.startswith("#"):
-            continue
-        if closer:
-            if text.endswith(closer):
-                closer = ""
-            continue
-        found.append(index)
-        target, equals, _ = text.partition("=")
-        if equals and text[-1] in "([" and target.replace(" ", "").isupper():
-            closer = {"(": ")", "[": "]"}[text[-1]]
-    return found
-
-
-def _indents(lines: Sequence[str]) -> list[int]:
-    """Leading white space per line; a line of at most one character (blank, a closing bracket) takes the one before."""
-    indents: list[int] = []
-    current = 0
-    for line in lines:
-        text = line.lstrip()
-        if len(text.rstrip()) > 1:
-            current = len(line) - len(text)
-        indents.append(current)
-    return indents
-
-
-def _family_ends(indents: Sequence[int]) -> list[int]:
-    """For each line, the first later line that is not indented deeper (or the number of lines)."""
-    ends = [len(indents)] * len(indents)
-    pending: list[int] = []
-    for index, indent in enumerate(indents):
-        while pending and indents[pending[-1]] >= indent:
-            ends[pending.pop()] = index
-        pending.append(index)
-    return ends
 
 
 def _stripped(lines: list[str]) -> tuple[list[str], int, int]:

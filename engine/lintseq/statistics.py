@@ -15,7 +15,8 @@ def statistics(table: pa.Table) -> dict[str, Any]:
     `programs`, `sequences` and `edits` are totals; `single_insertions` counts the sequences of one edit. The
     histograms map a number, written as text so that JSON keeps it, to how often it occurs: `edits_per_program` (edits
     in a sequence), `lines_per_edit`, `initial_errors` (erroneous lines of a program as it stands). `dropped` maps the
-    reason a row was marked with to the number of rows.
+    reason a row was marked with to the number of rows; `paths_per_program` and, where tokens were counted,
+    `tokens_per_sequence` are histograms too.
     """
     marked = table["_drop"].is_valid()
     kept = table.filter(pc.invert(marked))
@@ -24,7 +25,11 @@ def statistics(table: pa.Table) -> dict[str, Any]:
     # Each row of an edit follows a newline but the first header; a row is a header or an inserted line.
     lines = pc.subtract(pc.count_substring(edits, "\n"), pc.count_substring(edits, "\n@@ "))
     programs = kept.filter(pc.equal(kept["path"], 0))
+    paths = kept.group_by(["source_part", "source_row"]).aggregate([("path", "count")])["path_count"]
+    counted = {"tokens_per_sequence": _histogram(kept["tokens"].drop_null())} if "tokens" in kept.column_names else {}
     return {
+        **counted,
+        "paths_per_program": _histogram(paths),
         "programs": programs.num_rows,
         "sequences": kept.num_rows,
         "edits": len(edits),

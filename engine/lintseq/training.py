@@ -115,6 +115,13 @@ def add_diff_token(tokenizer: "PreTrainedTokenizerBase") -> bool:
     return len(tokenizer) > before
 
 
+def counting_tokenizer(name_or_path: str | Path) -> "PreTrainedTokenizerBase":
+    """A tokenizer that knows the diff token, for `token_lengths`. Raises `SourceError`."""
+    tokenizer = load_tokenizer(name_or_path)
+    add_diff_token(tokenizer)
+    return tokenizer
+
+
 def training_example(
     tokenizer: "PreTrainedTokenizerBase",
     instruction: str,

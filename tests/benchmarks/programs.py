@@ -19,8 +19,8 @@ def functions(shortest, longest, *, seed=0):
             continue
         lines = text.split("\n")
         for node in tree.body:
-            if isinstance(node, ast.FunctionDef) and not node.decorator_list:
-                if shortest <= node.end_lineno - node.lineno + 1 <= longest:
-                    found.append("\n".join(lines[node.lineno - 1 : node.end_lineno]))
+            length = node.end_lineno - node.lineno + 1
+            if isinstance(node, ast.FunctionDef) and not node.decorator_list and shortest <= length <= longest:
+                found.append("\n".join(lines[node.lineno - 1 : node.end_lineno]))
     random.Random(seed).shuffle(found)
     return found

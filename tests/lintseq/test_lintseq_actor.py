@@ -8,7 +8,14 @@ import pytest
 
 from engine.corpus.report import merge_counts
 from engine.errors import SchemaError
-from engine.lintseq import LintSeqActor, LintSeqOptions, path_seed, sample_edit_sequence, statistics
+from engine.lintseq import (
+    LintSeqActor,
+    LintSeqOptions,
+    apply_edit_sequence,
+    path_seed,
+    sample_edit_sequence,
+    statistics,
+)
 
 ADDED = ["edits", "seed", "path", "initial_errors", "_drop", "_error"]
 
@@ -29,7 +36,7 @@ def shard(programs: list[str | None], **extra: list[object]) -> pa.Table:
 
 
 def test_every_row_becomes_its_paths_and_they_can_be_sampled_again(stdlib_functions: list[str]) -> None:
-    options = LintSeqOptions(paths=3)
+    options = LintSeqOptions(paths=3, distinct=False)
     table = shard(stdlib_functions[:12], score=[float(each) for each in range(12)])
     output = LintSeqActor(options=options, seed=4)(table)
     assert output.num_rows == 36
@@ -77,7 +84,7 @@ def test_a_linter_that_fails_costs_one_row_and_leaves_one_line() -> None:
 
 
 def test_rejected_programs_are_marked_with_the_reason() -> None:
-    options = LintSeqOptions(initial_errors="reject", paths=2)
+    options = LintSeqOptions(initial_errors="reject", paths=2, distinct=False)
     rows = LintSeqActor(options=options)(shard(["x = 1", "return 1", "def f(:"])).to_pylist()
     assert [row["_drop"] for row in rows] == [None, None, "initial_errors", "initial_errors"]
     assert rows[2]["initial_errors"] == 1
@@ -119,7 +126,7 @@ def test_seeds_are_stable() -> None:
 
 def test_statistics_count_and_add_up(stdlib_functions: list[str]) -> None:
     table = shard([*stdlib_functions[:9], "def f(:\n", "# only", None, "return 1\nx = 1"])
-    output = LintSeqActor(options=LintSeqOptions(paths=2))(table)
+    output = LintSeqActor(options=LintSeqOptions(paths=2, distinct=False))(table)
     counts = statistics(output)
     rows = [row for row in output.to_pylist() if row["_drop"] is None]
     assert (counts["programs"], counts["sequences"]) == (12, 24)
@@ -146,3 +153,56 @@ def test_the_stage_and_the_room_import_nothing_heavy() -> None:
         "assert not (heavy - {'pyarrow'}) & set(sys.modules)"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_paths_of_a_program_differ_and_a_rigid_one_has_fewer(stdlib_functions: list[str]) -> None:
+    programs = ["x = 1", "a = 1\nb = 2", "def f(:\n", *stdlib_functions[:20]]
+    output = LintSeqActor(options=LintSeqOptions(paths=5))(shard(programs))
+    rows = output.to_pylist()
+    paths: dict[int, list[tuple[str, ...]]] = {}
+    for row in rows:
+        of_program = paths.setdefault(row["source_row"], [])
+        assert row["path"] == len(of_program), "paths are numbered without gaps"
+        of_program.append(tuple(row["edits"]))
+        assert row["edits"] == sample_edit_sequence(row["program"], seed=row["seed"])
+    assert all(len(set(each)) == len(each) for each in paths.values())
+    assert [len(paths[number]) for number in (10, 11, 12)] == [1, 2, 1]
+    assert sum(len(paths[number]) == 5 for number in range(13, 33)) >= 12
+    counts = [len(each) for each in paths.values()]
+    assert statistics(output)["paths_per_program"] == {str(each): counts.count(each) for each in set(counts)}
+
+
+def test_repair_changes_the_program_and_drops_what_nothing_is_left_of() -> None:
+    options = LintSeqOptions(initial_errors="repair")
+    programs = ["x = 1\nreturn x\ny = x\n", "def f(:\n", "if x:\nprint(\na = 1\n", "b = 2\n"]
+    rows = LintSeqActor(options=options)(shard(programs)).to_pylist()
+    assert [row["_drop"] for row in rows] == [None, "initial_errors", None, None]
+    assert [row["program"] for row in rows] == ["x = 1\ny = x\n", "def f(:\n", "a = 1\n", "b = 2\n"]
+    assert [row["initial_errors"] for row in rows] == [1, 1, 1, 0]
+    for row in rows:
+        if row["edits"] is not None:
+            assert apply_edit_sequence(row["edits"]) == row["program"]
+
+
+def test_a_program_that_takes_too_long_is_dropped_and_says_so() -> None:
+    options = LintSeqOptions(max_seconds=1e-9)
+    rows = LintSeqActor(options=options)(shard(["x = 1\ny = 2\n"] * 2)).to_pylist()
+    assert [(row["_drop"], row["edits"]) for row in rows] == [("time_limit", None)] * 2
+    edits = sample_edit_sequence("x = 1\ny = 2\n", seed=0, options=options)
+    assert edits == ["@@ -0,0 +1,3 @@\n+x = 1\n+y = 2\n+"]
+
+
+def test_tokens_are_counted_where_there_is_a_training_text() -> None:
+    seen = []
+
+    def counted(tokenizer: object, instructions: list[str], edits: list[list[str]]) -> list[int]:
+        seen.append((tokenizer, instructions, [len(each) for each in edits]))
+        return [7] * len(instructions)
+
+    table = shard(["x = 1\ny = 2\n", "z = 1", None]).set_column(0, "instruction", pa.array(["a", None, "b"]))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("engine.lintseq.actor.token_lengths", counted)
+        output = LintSeqActor(tokenizer="any")(table)
+    assert output["tokens"].to_pylist() == [7, None, None]
+    assert seen == [("any", ["a"], [len(output["edits"][0])])]
+    assert statistics(output)["tokens_per_sequence"] == {"7": 1}
