@@ -28,7 +28,7 @@ from engine.corpus.publication import make_manifest, published_before
 from engine.corpus.recipe import DataRecipe
 from engine.corpus.report import closing_sections, common_sections
 from engine.corpus.sink import Sink
-from engine.corpus.stream import FUSED_CPUS, IO_CPUS, Read, Stage, stream
+from engine.corpus.stream import FUSED_CPUS, IO_CPUS, Read, Stage, alone, stream
 from engine.corpus.tally import Tally
 from engine.errors import HeadraceError, Interrupted, RecipeError, ResumeRefused
 from engine.observe import MetricsWriter, Progress, Report, Stopwatch, configure_logging, get_logger
@@ -63,8 +63,13 @@ class Transform:
     def demands(self, cores: int) -> list[Demand]:
         """All that must be schedulable at once for the job to move."""
         stages = self.stages(cores)
-        io = Demand("readers and writers", 1, cpus=IO_CPUS if stages else FUSED_CPUS)
-        return [io, *(Demand(f"{s.name} actors", s.actors, cpus=s.cpus, gpus=s.gpus, memory=s.memory) for s in stages)]
+        actors = [
+            Demand(f"{stage.name} actors", stage.actors, cpus=stage.cpus, gpus=stage.gpus, memory=stage.memory)
+            for stage in stages
+        ]
+        if alone(stages):
+            return actors
+        return [Demand("readers and writers", 1, cpus=IO_CPUS if stages else FUSED_CPUS), *actors]
 
 
 def run_transform(transform: Transform, recipe: DataRecipe, call: Invocation) -> Outcome:

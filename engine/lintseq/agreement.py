@@ -28,8 +28,8 @@ class Agreement(NamedTuple):
 def oracle_agreement(rows: Iterable[Mapping[str, Any]], count: int, options: LintSeqOptions) -> Agreement:
     """Show up to `count` intermediate states to pylint, drawn at random from rows of `edit_sequences`.
 
-    A state agrees if it has no error but names that its whole program leaves undefined too (unless
-    `options.undefined_names` calls those errors).
+    A state agrees if it has no error that its whole program has not; under `undefined_names: error` undefined names
+    are errors wherever they are.
     """
     states = [
         (row["program"], row["edits"], length)
@@ -46,9 +46,8 @@ def oracle_agreement(rows: Iterable[Mapping[str, Any]], count: int, options: Lin
     accepted, because = 0, Counter[str]()
     for program, edits, length in sorted(chosen):
         try:
-            given = {(each.code, each.name) for each in oracle.check(program.split("\n")) if each.code in NAME_CODES}
-            if options.undefined_names == "error":
-                given = set()
+            strict = NAME_CODES if options.undefined_names == "error" else frozenset()
+            given = {(each.code, each.name) for each in oracle.check(program.split("\n")) if each.code not in strict}
             found = oracle.check(apply_edit_sequence(edits[:length]).split("\n"))
         except Unlintable:
             because["cannot be linted"] += 1

@@ -120,7 +120,7 @@ class Followed:
         """See `Watch.errors`."""
         if given is not self._given:
             self._given = given
-            self._flow.defined |= self._outline.mask(name for code, name in given if code == "undefined-variable")
+            self._flow.defined |= self._outline.mask({name for code, name in given if code == "undefined-variable"})
         found = self._flow.errors(alive)
         return sorted({line for line, code, name in found if (code, name) not in given}) if found else []
 

@@ -11,7 +11,7 @@ import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import lru_cache
-from typing import NamedTuple, Protocol, runtime_checkable
+from typing import NamedTuple, Protocol
 
 from engine.lintseq.options import LintSeqOptions
 
@@ -50,7 +50,6 @@ class Linter(Protocol):
         ...
 
 
-@runtime_checkable
 class Layout(Protocol):
     """How the lines of a language other than Python hang together."""
 

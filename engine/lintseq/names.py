@@ -4,7 +4,7 @@ Left out: statements (`engine.lintseq.outlining`, whose base this is) and every 
 """
 
 import ast
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Set
 
 from engine.lintseq.outline import BLIND, Scope, Step, Use
 
@@ -41,11 +41,12 @@ class Reader:
             bit = self.bits[name] = 2 << len(self.bits)  # bit 0 is UNREACHED
         return bit
 
-    def mask(self, names: Iterable[str]) -> int:
+    def mask(self, names: Set[str]) -> int:
         """The bits of those names that occur in the program."""
-        known, found = self.bits, 0
-        for name in names:
-            found |= known.get(name, 0)
+        found = 0
+        for name, bit in self.bits.items():
+            if name in names:
+                found |= bit
         return found
 
     def _reading(self, line: int, end: int, *expressions: ast.expr | None) -> list[Step]:

@@ -15,6 +15,7 @@ from bisect import bisect_right
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import accumulate
+from typing import cast
 
 from engine.lintseq import layout
 from engine.lintseq.diffs import insertion_edit
@@ -81,7 +82,7 @@ def prepare(program: str, linter: Linter, options: LintSeqOptions) -> "Prepared"
 
 def _prepared(program: str, linter: Linter, options: LintSeqOptions, deadline: float) -> "Prepared":
     lines = program.split("\n")
-    own = linter if isinstance(linter, Layout) else None
+    own = cast(Layout, linter) if hasattr(linter, "indents") else None
     indents = own.indents(lines) if own else layout.indentations(lines)
     candidates = own.candidates(lines) if own else layout.candidates(lines)
     watched: Watch

@@ -2,11 +2,12 @@
 
 import ast
 import random
+import textwrap
 from pathlib import Path
 
 
-def functions(shortest, longest, *, seed=0):
-    """Sources of all functions of so many lines, shuffled."""
+def functions(shortest, longest, *, seed=0, methods=False):
+    """Sources of all functions of so many lines, shuffled; `methods` adds those inside classes and functions."""
     found = []
     home = Path(ast.__file__).parent
     for path in sorted(home.rglob("*.py")):
@@ -18,9 +19,10 @@ def functions(shortest, longest, *, seed=0):
         except (SyntaxError, ValueError, RecursionError):
             continue
         lines = text.split("\n")
-        for node in tree.body:
-            length = node.end_lineno - node.lineno + 1
-            if isinstance(node, ast.FunctionDef) and not node.decorator_list and shortest <= length <= longest:
-                found.append("\n".join(lines[node.lineno - 1 : node.end_lineno]))
+        for node in ast.walk(tree) if methods else tree.body:
+            if not isinstance(node, ast.FunctionDef) or node.decorator_list:
+                continue
+            if shortest <= node.end_lineno - node.lineno + 1 <= longest:
+                found.append(textwrap.dedent("\n".join(lines[node.lineno - 1 : node.end_lineno])))
     random.Random(seed).shuffle(found)
     return found

@@ -124,7 +124,8 @@ def test_hard_programs_come_back_byte_for_byte(name):
 
 
 def test_a_program_of_20_000_lines_is_sampled_in_time():
-    part = "def f{0}(a, b):\n    c = a + b\n    if c:\n        return f{0}(b, c)\n    return [\n        a,\n        b,\n    ]\n"
+    part = "def f{0}(a, b):|    c = a + b|    if c:|        return f{0}(b, c)|    return [|        a,|        b,|    ]|"
+    part = part.replace("|", chr(10))
     program = "".join(part.format(number) for number in range(2500))
     started = time.process_time()
     edits = sample_edit_sequence(program, seed=0, options=LintSeqOptions(max_seconds=60))
