@@ -301,6 +301,23 @@ def _publish(folder, columns):
     (folder / "manifest.json").write_text(manifest.model_dump_json())
 
 
+@pytest.mark.parametrize(
+    ("overrides", "says"),
+    [
+        (["lintseq.language=cobol"], "add linter: syntax"),
+        (["lintseq.language=cobol", "lintseq.linter=syntax"], "Install it: pip install tree-sitter-cobol"),
+        (["lintseq.linter=sintax"], "'fast', 'pylint' or 'syntax'"),
+        (["lintseq.tokenizer=package:nothing"], "nothing"),
+        (["lintseq.tokenizer=in"], "in"),
+        (["lintseq.max_edit_lines=0"], "'lintseq.max_edit_lines'"),
+    ],
+)
+def test_a_wrong_lintseq_recipe_is_one_sentence(home, call, overrides, says):
+    _publish(home / "programs", {"instruction": ["i"], "program": ["x = 1\n"]})
+    _is_one_sentence(*call("lintseq", _recipe(home), "source.paths=[programs]", *overrides), says)
+    assert not (home / "runs").exists()
+
+
 @pytest.mark.parametrize("job", ["corpus", "lintseq"])
 def test_a_dry_run_makes_nothing(home, call, job):
     _publish(home / "programs", {"instruction": ["i"], "program": ["x = 1\n"], "text": ["t"]})

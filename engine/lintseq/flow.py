@@ -8,8 +8,9 @@ Two kinds of errors, the first reported alone as a parser does:
 
 The order is followed as a set of definitely bound names that branches narrow: `if` and `match` keep what every branch
 binds, a handler of `try` starts from before the `try`. Where the truth depends on values the program is given the
-benefit of the doubt, as pylint does: loops are taken to run, `try` to succeed. Bodies of functions run later, so for
-them any binding in an enclosing scope will do; what was found in one is kept for as long as its lines stay the same.
+benefit of the doubt, as pylint does: loops are taken to run, `try` to succeed, and see `Flow._is_excused`. Bodies of
+functions run later, so for them any binding in an enclosing scope will do; what was found in one is kept for as long
+as its lines stay the same.
 
 Left out: attributes, types, values; names in string annotations. Called by `engine.lintseq.fast_linter`.
 """
@@ -19,21 +20,7 @@ from functools import reduce
 from operator import or_
 
 from engine.lintseq.linting import SYNTAX_ERROR
-from engine.lintseq.outline import (
-    BLIND,
-    CLASS,
-    DEF,
-    IF,
-    JUMP,
-    LOOP,
-    MATCH,
-    TRY,
-    UNREACHED,
-    WITH,
-    Clause,
-    Scope,
-    Step,
-)
+from engine.lintseq.outline import BLIND, CLASS, DEF, IF, JUMP, LOOP, MATCH, TRY, UNREACHED, WITH, Clause, Scope, Step
 from engine.lintseq.outlining import Outline
 
 Error = tuple[int, str, str]
@@ -58,10 +45,12 @@ class Flow:
         self._names = 0  # the names it binds somewhere
         self._used = 0  # the names it reads at once
         self._later = 0  # those it reads later, nested functions included
+        self._deleted = 0  # those it has deleted
         self._nonlocal = 0  # those that some function outside it has to bind
         self._unreached = 0  # what counts as bound where control does not get
         self._around = 0  # of a class body: what was bound where it began
         self._breaks: list[list[int]] = []  # per loop, what was bound at each `break`
+        self._within: list[tuple[int, int, bool]] = []  # branches of `if`, bodies of `for`: lines, whether a loop
         self._wanted = 0  # names that nobody defines, while their uses are looked for
 
     def errors(self, alive: bytearray) -> list[Error]:
@@ -88,7 +77,7 @@ class Flow:
 
     def _follow(self, known: int, late: int, wanted: int) -> None:
         self._scope, self._wanted = self._outline.module, wanted
-        self._form, self._errors, self._breaks = [], [], []
+        self._form, self._errors, self._breaks, self._within = [], [], [], []
         self._used = self._later = self._nonlocal = 0
         self._unreached = known | UNREACHED
         self._block(self._outline.module.body, self.defined | late)
@@ -117,9 +106,9 @@ class Flow:
                     continue
             reads = step.reads
             if reads:
-                self._used |= reads
                 if reads & ~(self._around if kind == BLIND else bound):
-                    self._report(step, self._around if kind == BLIND else bound)
+                    bound |= self._report(step, self._around if kind == BLIND else bound)
+                self._used |= reads
             if step.later:
                 self._later |= step.later
                 if step.later & self._wanted:
@@ -127,6 +116,7 @@ class Flow:
             bound |= step.writes
             if step.unbinds and not bound & UNREACHED:
                 bound &= ~step.unbinds
+                self._deleted |= step.unbinds
             if kind == JUMP:
                 if step.leaves == "break" and self._breaks:
                     self._breaks[-1].append(bound)
@@ -167,18 +157,25 @@ class Flow:
         for clause in step.clauses:
             if self._present(clause):
                 last = self._whole(clause)
+                self._within.append((clause.line, clause.body[-1].end, False))
                 bound = self._block(last.head, bound)
                 ends &= self._body(last, bound)
+                self._within.pop()
         return ends if last.kind == "else" else ends & bound
 
     def _loop(self, step: Step, bound: int) -> int:
         clause = self._whole(step.clauses[0])
+        is_for = clause.tail is not None
+        if is_for:
+            self._within.append((clause.line, clause.body[-1].end, True))
         bound = before = self._block(clause.head, bound)
         if clause.tail is not None:
             bound = self._block((clause.tail,), bound)
         self._breaks.append([])
         bound = self._body(clause, bound)
         ends = self._breaks.pop()
+        if is_for:
+            self._within.pop()
         endless = step.leaves == "never"
         if not endless:
             bound = before | (0 if bound & UNREACHED else bound)
@@ -254,10 +251,11 @@ class Flow:
     def _function(self, scope: Scope, clause: Clause) -> tuple[int, int, list[Error], list[int]]:
         """Follow a body as if every name outside it were defined; what it needs of them is the first result."""
         outside = (self._scope, self._names, self._used, self._later, self._nonlocal, self._unreached, self._breaks)
-        around = (self._errors, self._form, self._wanted)
+        around = (self._errors, self._form, self._wanted, self._within, self._deleted)
         local = self._local(scope) | clause.parameters
         self._scope, self._names, self._breaks, self._errors, self._form = scope, local, [], [], []
         self._used = self._later = self._nonlocal = 0
+        self._within, self._deleted = [], 0
         self._wanted &= ~local
         self._unreached = ~self._wanted
         self._body(clause, (clause.parameters | ~local) & ~UNREACHED & ~self._wanted)
@@ -268,7 +266,7 @@ class Flow:
                     needed |= names
         found = ((self._used | self._later) & ~local, needed, self._errors, self._form)
         self._scope, self._names, self._used, self._later, self._nonlocal, self._unreached, self._breaks = outside
-        self._errors, self._form, self._wanted = around
+        self._errors, self._form, self._wanted, self._within, self._deleted = around
         return found
 
     def _class(self, step: Step, bound: int) -> int:
@@ -326,16 +324,40 @@ class Flow:
                 return line
         return self._alive.rfind(1)
 
-    def _report(self, step: Step, bound: int) -> None:
+    def _report(self, step: Step, bound: int) -> int:
+        """Set down the uses in a step of names not bound; returns those that get the benefit of the doubt."""
+        excused = 0
         for use in step.uses:
             if use.bit & self._wanted if use.later else use.bit & ~bound:
-                self._errors.append((use.line, self._code(use.bit, step.line), use.name))
+                code = self._code(use.bit, step.line)
+                if self._is_excused(use.bit, step, code):
+                    excused |= use.bit
+                else:
+                    self._errors.append((use.line, code, use.name))
+        return excused
 
     def _code(self, bit: int, line: int) -> str:
         if not bit & self._names:
             return "undefined-variable"
         above = any(names & bit and at < line and self._alive[at] for at, names, _ in self._scope.binders)
         return "possibly-used-before-assignment" if above else "used-before-assignment"
+
+    def _is_excused(self, bit: int, step: Step, code: str) -> bool:
+        """Whether the oracle lets a use pass: it asks only once for a name, and not inside the branch that binds it.
+
+        In functions, a name that was fine at its first use is not asked for again, and one that is bound later in the
+        same branch of an `if` or body of a `for` counts as bound there (but for `x += 1` in an `if`).
+        """
+        if self._scope.kind != "function" or code == "undefined-variable":
+            return False
+        if code == "possibly-used-before-assignment":
+            return bool(self._used & ~self._deleted & bit)
+        for start, end, is_loop in self._within:
+            if (is_loop or not step.augmented) and any(
+                names & bit and start <= at <= end and self._alive[at] for at, names, _ in self._scope.binders
+            ):
+                return True
+        return False
 
     def _unbound_nonlocals(self, unbound: int) -> list[Error]:
         return [

@@ -1,9 +1,9 @@
 """What a linter is to LintSeq: text in, erroneous lines out.
 
-Two linters are built in: `FastLinter` (ours, in process) and `PylintLinter` (the oracle). A linter for another
-language implements `Linter` and is handed to `sample_edit_sequence`.
+Three linters are built in: `FastLinter` (ours, in process), `PylintLinter` (the oracle) and `SyntaxLinter` (other
+languages, their syntax alone). Any other implements `Linter` and is handed to `sample_edit_sequence`.
 
-Left out: what to do about an error (the sampler). Called by the sampler and by both linters.
+Left out: what to do about an error (the sampler). Called by the sampler and by the linters.
 """
 
 import threading

@@ -47,7 +47,7 @@ class Step:
     """
 
     __slots__ = (
-        *("binds", "clauses", "decorators", "end", "exports", "inner", "kind", "later", "leaves", "line"),
+        *("augmented", "binds", "clauses", "decorators", "end", "exports", "inner", "kind", "later", "leaves", "line"),
         *("reads", "span", "start", "unbinds", "uses", "writes"),
     )
 
@@ -57,6 +57,7 @@ class Step:
         self.kind = kind
         self.reads = self.later = self.writes = self.binds = self.unbinds = 0
         self.uses: list[Use] = []
+        self.augmented = False
         self.leaves = ""
         """Of a JUMP: `break`, or empty for any other; of a loop: `never` if nothing but `break` ends it."""
         self.span: Rest | None = None

@@ -120,6 +120,7 @@ class Outline(Reader):
 
     def _augmented(self, node: ast.AugAssign, first: int, last: int) -> list[Step]:
         steps = [Step(first, last)]
+        steps[0].augmented = True
         if isinstance(node.target, ast.Name):
             self._use(node.target, steps)
         self._read(node.value, steps)

@@ -98,7 +98,7 @@ def _bare(source, folder):
 
 def _job(home, name, source):
     data = {"name": name, "runs": str(home / "runs"), "source": {"paths": [str(source)], "roots": [str(home)]}}
-    data["source"]["shard_mb"] = 0.5
+    data["source"]["shard_mb"] = 1
     data["oracle_states"] = 0
     return lintseq.run(build_recipe(lintseq.RECIPE, data), Invocation("bench"))
 

@@ -206,3 +206,14 @@ def test_tokens_are_counted_where_there_is_a_training_text() -> None:
     assert output["tokens"].to_pylist() == [7, None, None]
     assert seen == [("any", ["a"], [len(output["edits"][0])])]
     assert statistics(output)["tokens_per_sequence"] == {"7": 1}
+
+
+def test_other_languages_go_through_the_stage() -> None:
+    program = 'fn area(w: u32, h: u32) -> u32 {\n    let size = w * h;\n    println!("{}", size);\n    size\n}\n'
+    options = LintSeqOptions(linter="syntax", language="rust", paths=3)
+    rows = LintSeqActor(options=options)(shard([program, "fn (\n"])).to_pylist()
+    assert [row["source_row"] for row in rows] == [10, 10, 10, 11]
+    assert all(apply_edit_sequence(row["edits"]) == row["program"] for row in rows)
+    assert len({tuple(row["edits"]) for row in rows[:3]}) == 3
+    assert sum(len(row["edits"]) for row in rows[:3]) > 3
+    assert [row["initial_errors"] for row in rows] == [0, 0, 0, 1]

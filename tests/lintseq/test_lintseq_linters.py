@@ -57,6 +57,19 @@ AGREED = [
     ("x = 1\ry = zz|y = tt", [0, 1]),
     ("x = 1\r|y = tt\r|", [1]),
     ("\x00", [0]),
+    # A name bound later in the branch of an `if` or the body of a `for` in which it is used, and asked for only once.
+    ("def f(c):|    for a in c:|        print(x)|        x = a", []),
+    ("def f(a):|    if a:|        x = max(x, 1)|    return x", []),
+    ("def f(a):|    if x < 0:|        x = 0|    return x", []),
+    ("def f(a):|    for i in a:|        x += i|    return x", []),
+    ("def f(a):|    if a:|        x = 0|        print(x)|    return x", []),
+    ("def f(a):|    if a:|        x = 0|    return x", [3]),
+    ("def f(a):|    if a:|        x += 1", [2]),
+    ("def f(a):|    if a:|        print(x)|    else:|        x = 0", [2]),
+    ("def f(a):|    while a:|        print(x)|        x = 0", [2]),
+    ("def f(a):|    if a:|        print(x)|    x = 1", [2]),
+    ("def f(a):|    x = x + 1|    return x", [1]),
+    ("if 1:|    x = x + 1", [1]),
 ]
 
 
@@ -71,7 +84,6 @@ def test_erroneous_lines(program: str, lines: list[int], linter: FastLinter | Py
     ("program", "lines"),
     [
         # Wrong when run; pylint takes the program's word for it.
-        ("def f(c):|    for a in c:|        print(x)|        x = a", [2]),
         ("def f():|    x = 1|    del x|    return x", [3]),
     ],
 )
