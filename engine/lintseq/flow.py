@@ -50,7 +50,7 @@ class Flow:
         self._unreached = 0  # what counts as bound where control does not get
         self._around = 0  # of a class body: what was bound where it began
         self._breaks: list[list[int]] = []  # per loop, what was bound at each `break`
-        self._within: list[tuple[int, int, bool]] = []  # branches of `if`, bodies of `for`: lines, whether a loop
+        self._within: list[Clause] = []  # the headers above
         self._wanted = 0  # names that nobody defines, while their uses are looked for
 
     def errors(self, alive: bytearray) -> list[Error]:
@@ -141,7 +141,10 @@ class Flow:
                 break
         else:
             self._form.append(clause.line)
-        return self._block(clause.body, bound)
+        self._within.append(clause)
+        bound = self._block(clause.body, bound)
+        self._within.pop()
+        return bound
 
     def _present(self, clause: Clause) -> bool:
         """Whether a later clause of a statement is there; what is left of one without its header is blamed."""
@@ -157,25 +160,22 @@ class Flow:
         for clause in step.clauses:
             if self._present(clause):
                 last = self._whole(clause)
-                self._within.append((clause.line, clause.body[-1].end, False))
+                self._within.append(last)
                 bound = self._block(last.head, bound)
-                ends &= self._body(last, bound)
                 self._within.pop()
+                ends &= self._body(last, bound)
         return ends if last.kind == "else" else ends & bound
 
     def _loop(self, step: Step, bound: int) -> int:
         clause = self._whole(step.clauses[0])
-        is_for = clause.tail is not None
-        if is_for:
-            self._within.append((clause.line, clause.body[-1].end, True))
+        self._within.append(clause)
         bound = before = self._block(clause.head, bound)
         if clause.tail is not None:
             bound = self._block((clause.tail,), bound)
+        self._within.pop()
         self._breaks.append([])
         bound = self._body(clause, bound)
         ends = self._breaks.pop()
-        if is_for:
-            self._within.pop()
         endless = step.leaves == "never"
         if not endless:
             bound = before | (0 if bound & UNREACHED else bound)
@@ -291,7 +291,7 @@ class Flow:
     def _local(self, scope: Scope) -> int:
         """The names that are the scope's own, given the lines that are there."""
         alive, names = self._alive, 0
-        for line, binds, step in scope.binders:
+        for line, binds, step, _ in scope.binders:
             if alive[line]:
                 if step is not None and step.span is not None and alive.find(0, line, step.end + 1) >= 0:
                     binds = reduce(or_, (each.binds for each in step.span.steps(alive) or ()), 0)
@@ -307,7 +307,7 @@ class Flow:
         for scope in self._outline.functions:
             declared = reduce(or_, (names for line, names, other in scope.elsewhere if alive[line] and not other), 0)
             if declared:
-                found |= declared & reduce(or_, (names for line, names, _ in scope.binders if alive[line]), 0)
+                found |= declared & reduce(or_, (names for line, names, _, _ in scope.binders if alive[line]), 0)
         return found
 
     # Errors
@@ -339,23 +339,25 @@ class Flow:
     def _code(self, bit: int, line: int) -> str:
         if not bit & self._names:
             return "undefined-variable"
-        above = any(names & bit and at < line and self._alive[at] for at, names, _ in self._scope.binders)
+        above = any(names & bit and at < line and self._alive[at] for at, names, _, _ in self._scope.binders)
         return "possibly-used-before-assignment" if above else "used-before-assignment"
 
     def _is_excused(self, bit: int, step: Step, code: str) -> bool:
         """Whether the oracle lets a use pass: it asks only once for a name, and not inside the branch that binds it.
 
         In functions, a name that was fine at its first use is not asked for again, and one that is bound later in the
-        same branch of an `if` or body of a `for` counts as bound there (but for `x += 1` in an `if`).
+        same block counts as bound there if that is, or stands in, a branch of an `if` (but for `x += 1`) or a `for`.
         """
         if self._scope.kind != "function" or code == "undefined-variable":
             return False
         if code == "possibly-used-before-assignment":
             return bool(self._used & ~self._deleted & bit)
-        for start, end, is_loop in self._within:
-            if (is_loop or not step.augmented) and any(
-                names & bit and start <= at <= end and self._alive[at] for at, names, _ in self._scope.binders
-            ):
+        binders = {under for at, names, _, under in self._scope.binders if names & bit and self._alive[at]}
+        branches = loops = 0
+        for clause in self._within:
+            loops += clause.kind == "loop" and clause.tail is not None
+            branches += clause.kind in ("if", "elif", "else")
+            if clause.line in binders and (loops or (branches and not step.augmented)):
                 return True
         return False
 

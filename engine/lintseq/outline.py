@@ -87,13 +87,14 @@ class Clause:
 
 
 class Scope:
-    """A function's or a class's body: `binders` and `elsewhere` hold (line, names, step) of what binds or declares."""
+    """A function's or a class's body, and all that binds names in it."""
 
     __slots__ = ("binders", "body", "elsewhere", "end", "kind", "memo", "nonlocals", "start")
 
     def __init__(self, kind: str) -> None:
         self.kind = kind  # module, class or function
-        self.binders: list[tuple[int, int, Step | None]] = []
+        self.binders: list[tuple[int, int, Step | None, int]] = []
+        """(line, names, step if it stands on several lines, line of the header it stands under) of what binds."""
         self.elsewhere: list[tuple[int, int, bool]] = []
         """(line, names, whether nonlocal) of each `global` and `nonlocal`."""
         self.nonlocals = False

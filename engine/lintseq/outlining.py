@@ -31,6 +31,7 @@ class Outline(Reader):
         super().__init__(numbers.index, self.module, late_annotations)
         self.lines = lines
         self.functions: list[Scope] = []
+        self._under = -1  # the line of the header whose block is being outlined
         self.star_lines: list[int] = []
         self.exporting: list[Step] = []
         """The module's assignments of a literal to `__all__`."""
@@ -83,7 +84,7 @@ class Outline(Reader):
         scope = self._scope
         for step in steps:
             if step.binds:
-                scope.binders.append((step.line, step.binds, step))
+                scope.binders.append((step.line, step.binds, step, self._under))
         return steps
 
     def _expression(self, node: ast.Expr, first: int, last: int) -> list[Step]:
@@ -177,7 +178,9 @@ class Outline(Reader):
     # Compound statements
 
     def _clause(self, kind: str, line: int, body: Sequence[ast.stmt]) -> Clause:
+        above, self._under = self._under, line
         steps = self._block(body)
+        self._under = above
         last = steps[0].start
         return Clause(kind, line, self.code.rfind(1, line, last) if last > line else line, steps)
 
@@ -187,7 +190,7 @@ class Outline(Reader):
         self._header(node, clause)
         for each in (*clause.head, *((clause.tail,) if clause.tail else ())):
             if each.binds:
-                self._scope.binders.append((each.line, each.binds, None))
+                self._scope.binders.append((each.line, each.binds, None, self._under))
         if clause.last > line:
             clause.span = Span(self.part, self._scope, node, self.lines, clause)
         return clause
@@ -277,7 +280,7 @@ class Outline(Reader):
             clause.tail = Step(line, line)
             if handler.name:
                 clause.tail.writes = clause.tail.binds = clause.tail.unbinds = self.bit(handler.name)
-                self._scope.binders.append((line, clause.tail.binds, None))
+                self._scope.binders.append((line, clause.tail.binds, None, self._under))
             step.clauses.append(clause)
             before = handler.body[-1]
         for kind, body in (("else", node.orelse), ("finally", node.finalbody)):
@@ -310,7 +313,7 @@ class Outline(Reader):
             captures[0].binds = captures[0].writes
             guard = self._reading(clause.line, clause.line, case.guard) if case.guard else []
             clause.head = captures + guard
-            self._scope.binders += [(clause.line, each.binds, None) for each in clause.head if each.binds]
+            self._scope.binders += [(clause.line, each.binds, None, self._under) for each in clause.head if each.binds]
             step.clauses.append(clause)
             before = case.body[-1]
         return [step]
@@ -333,7 +336,8 @@ class Outline(Reader):
         self._header(node, clause)
         if clause.last > first:
             clause.span = Span(self.part, outer, node, self.lines, clause)
-        outer.binders += [(each.line, each.binds, None) for each in (*step.decorators, *clause.head) if each.binds]
+        head = (*step.decorators, *clause.head)
+        outer.binders += [(each.line, each.binds, None, self._under) for each in head if each.binds]
         scope.start, scope.end, scope.body = first, last, clause.body
         step.clauses, step.inner = [clause], scope
         step.writes = step.binds = self.bit(node.name)

@@ -69,6 +69,10 @@ AGREED = [
     ("def f(a):|    while a:|        print(x)|        x = 0", [2]),
     ("def f(a):|    if a:|        print(x)|    x = 1", [2]),
     ("def f(a):|    x = x + 1|    return x", [1]),
+    ("def f(a):|    if x is not None:|        while x is not None:|            x = a|    return a", [1]),
+    ("def f(a):|    for i in a:|        c = x + i|        if i:|            x = c", [2]),
+    ("def f(a):|    if a:|        try:|            print(x)|        except OSError:|            x = 1", [3]),
+    ("def f(a):|    for i in a:|        while a:|            x = x + 1", []),
     ("if 1:|    x = x + 1", [1]),
 ]
 
