@@ -168,11 +168,12 @@ class Flow:
 
     def _loop(self, step: Step, bound: int) -> int:
         clause = self._whole(step.clauses[0])
-        self._within.append(clause)
+        if clause.tail is not None:  # of a `for`, the header counts as part of its block
+            self._within.append(clause)
         bound = before = self._block(clause.head, bound)
         if clause.tail is not None:
             bound = self._block((clause.tail,), bound)
-        self._within.pop()
+            self._within.pop()
         self._breaks.append([])
         bound = self._body(clause, bound)
         ends = self._breaks.pop()
@@ -306,8 +307,9 @@ class Flow:
         alive, found = self._alive, 0
         for scope in self._outline.functions:
             declared = reduce(or_, (names for line, names, other in scope.elsewhere if alive[line] and not other), 0)
-            if declared:
-                found |= declared & reduce(or_, (names for line, names, _, _ in scope.binders if alive[line]), 0)
+            for line, names, step, _ in scope.binders if declared else ():
+                if alive[line]:
+                    found |= declared & (names if step is None else names & (step.writes | ~step.unbinds))
         return found
 
     # Errors
@@ -345,19 +347,26 @@ class Flow:
     def _is_excused(self, bit: int, step: Step, code: str) -> bool:
         """Whether the oracle lets a use pass: it asks only once for a name, and not inside the branch that binds it.
 
-        In functions, a name that was fine at its first use is not asked for again, and one that is bound later in the
-        same block counts as bound there if that is, or stands in, a branch of an `if` (but for `x += 1`) or a `for`.
+        In functions, a name is asked for at its first use and not again, and one that is bound later in the
+        same block counts as bound there if that is, or stands in, a branch of an `if` (by no `x += 1`) or a `for`.
         """
         if self._scope.kind != "function" or code == "undefined-variable":
             return False
+        if self._used & ~self._deleted & bit:
+            return True
         if code == "possibly-used-before-assignment":
-            return bool(self._used & ~self._deleted & bit)
-        binders = {under for at, names, _, under in self._scope.binders if names & bit and self._alive[at]}
+            return False
+        plain, augmented = set[int](), set[int]()
+        for at, names, binder, under in self._scope.binders:
+            if names & bit and self._alive[at]:
+                (augmented if binder is not None and binder.augmented else plain).add(under)
         branches = loops = 0
         for clause in self._within:
             loops += clause.kind == "loop" and clause.tail is not None
             branches += clause.kind in ("if", "elif", "else")
-            if clause.line in binders and (loops or (branches and not step.augmented)):
+            if clause.line in plain and (loops or (branches and not step.augmented)):
+                return True
+            if clause.line in augmented and loops:
                 return True
         return False
 

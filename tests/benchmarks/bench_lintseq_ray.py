@@ -33,12 +33,12 @@ from tests.benchmarks.watch import Watch
 
 PROGRAMS = 150_000
 GROUP = 500
-RUNS = 2
+RUNS = 1
 CORES = len(os.sched_getaffinity(0))
 
 
 def main():
-    """Bare and job in turn."""
+    """Bare samplers, then the job."""
     home = Path(tempfile.mkdtemp(prefix="hrbench-"))
     try:
         source, small = home / "programs.parquet", home / "small.parquet"

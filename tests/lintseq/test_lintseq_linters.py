@@ -73,6 +73,10 @@ AGREED = [
     ("def f(a):|    for i in a:|        c = x + i|        if i:|            x = c", [2]),
     ("def f(a):|    if a:|        try:|            print(x)|        except OSError:|            x = 1", [3]),
     ("def f(a):|    for i in a:|        while a:|            x = x + 1", []),
+    ("def f(a):|    if x.y:|        x += 1|    return x", [1]),
+    ("def f(a):|    if a:|        while x:|            x = x.y|    return a", [2]),
+    ("def f():|    global g1|    del g1", [2]),
+    ("def f():|    global g1|    g1 = 1|    del g1", []),
     ("if 1:|    x = x + 1", [1]),
 ]
 
