@@ -28,8 +28,6 @@ _ADDED = {
     "_drop": pa.string(),
     "_error": pa.string(),
 }
-_PAIRED = 256
-"""Training texts tokenised at a time: bounds the memory of a shard with long programs."""
 _LONGEST_ERROR = 500
 
 
@@ -105,11 +103,9 @@ class LintSeqActor:
         lengths: list[int | None] = [None] * output.num_rows
         instructions = output["instruction"] if "instruction" in output.column_names else pa.nulls(output.num_rows)
         there = [at for at, edits in enumerate(output["edits"]) if edits.is_valid and instructions[at].is_valid]
-        for start in range(0, len(there), _PAIRED):
-            some = there[start : start + _PAIRED]
-            texts = [instructions[at].as_py() for at in some], [output["edits"][at].as_py() for at in some]
-            for at, length in zip(some, token_lengths(self._tokenizer, *texts), strict=True):
-                lengths[at] = length
+        texts = [instructions[at].as_py() for at in there], [output["edits"][at].as_py() for at in there]
+        for at, length in zip(there, token_lengths(self._tokenizer, *texts), strict=True):
+            lengths[at] = length
         return pa.array(lengths, pa.int32())
 
 

@@ -116,12 +116,14 @@ class Followed:
         self._outline = outline
         self._flow = flow
         self._given: Given = frozenset()
+        self._built_in = flow.defined
 
     def errors(self, alive: bytearray, given: Given) -> list[int]:
         """See `Watch.errors`."""
         if given is not self._given:
             self._given = given
-            self._flow.defined |= self._outline.mask({name for code, name in given if code == "undefined-variable"})
+            names = {name for code, name in given if code == "undefined-variable"}
+            self._flow.defined = self._built_in | self._outline.mask(names)
         found = self._flow.errors(alive)
         return sorted({line for line, code, name in found if (code, name) not in given}) if found else []
 

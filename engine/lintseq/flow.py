@@ -80,7 +80,7 @@ class Flow:
         self._form, self._errors, self._breaks, self._within = [], [], [], []
         self._used = self._later = self._nonlocal = 0
         self._unreached = known | UNREACHED
-        self._block(self._outline.module.body, self.defined | late)
+        self._block(self._outline.body, self.defined | late)
 
     # Statements: each takes the names bound before it and returns those bound after it
 

@@ -18,7 +18,10 @@ _Headed = ast.If | ast.While | ast.For | ast.AsyncFor | ast.With | ast.AsyncWith
 
 
 class Outline(Reader):
-    """The whole program. `module` is its scope, `bits` the bit of each name, `code` marks lines that hold code."""
+    """The whole program: its steps (`body`), its scope (`module`), a bit for each name (`bits`).
+
+    `code` marks the lines that hold code.
+    """
 
     def __init__(self, tree: ast.Module, lines: Sequence[str], numbers: LineNumbers) -> None:
         late_annotations = any(
@@ -36,8 +39,7 @@ class Outline(Reader):
         self.exporting: list[Step] = []
         """The module's assignments of a literal to `__all__`."""
         self.code = bytearray(bool(text) and text[0] != "#" for text in (line.strip() for line in lines))
-        self.module.body = self._block(tree.body)
-        self.module.end = len(lines) - 1
+        self.body = self._block(tree.body)
 
     def part(self, node: ast.stmt, lines: Sequence[int], scope: Scope, clause: Clause | None) -> list[Step]:
         """The steps of a statement, or of a header (of `clause`), that was parsed again from some of its `lines`."""
@@ -338,7 +340,7 @@ class Outline(Reader):
             clause.span = Span(self.part, outer, node, self.lines, clause)
         head = (*step.decorators, *clause.head)
         outer.binders += [(each.line, each.binds, None, self._under) for each in head if each.binds]
-        scope.start, scope.end, scope.body = first, last, clause.body
+        scope.start, scope.end = first, last
         step.clauses, step.inner = [clause], scope
         step.writes = step.binds = self.bit(node.name)
         if not is_class:
