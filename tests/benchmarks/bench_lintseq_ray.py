@@ -33,7 +33,7 @@ from tests.benchmarks.watch import Watch
 
 PROGRAMS = 150_000
 GROUP = 500
-RUNS = 1
+RUNS = 3
 CORES = len(os.sched_getaffinity(0))
 
 
