@@ -12,7 +12,7 @@ Called by the sampler; the default linter.
 import ast
 import builtins
 import importlib.util
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 from engine.lintseq.flow import Flow
 from engine.lintseq.linting import (
@@ -57,8 +57,8 @@ class FastLinter:
             parsed = self._parsed(text, lines, numbers)
             if isinstance(parsed, Finding):
                 return [parsed]
-            tree, outline = parsed
-            findings = _initial(Flow(outline, outline.mask(ALWAYS_DEFINED)), lines)
+            tree, flow, _ = parsed
+            findings = _initial(flow, lines)
             if self._missing_imports:
                 findings += [Finding(numbers.index(at), "import-error", name) for at, name in _missing_modules(tree)]
             if self._strict_indentation:
@@ -80,18 +80,22 @@ class FastLinter:
                 parsed = self._parsed(text, lines, numbers)
                 if isinstance(parsed, Finding):
                     return Hopeless(parsed)
-                flow = Flow(parsed[1], parsed[1].mask(ALWAYS_DEFINED))
                 if self._compiler_errors(text, numbers):
                     return None  # the outline does not know these errors
+                tree, flow, late = parsed
                 initial = _initial(flow, lines)
         except Unlintable:
             return Hopeless(Finding(0, SYNTAX_ERROR))
-        return Followed(parsed[1], flow, initial)
+        return Followed(initial, flow, late, lambda: _flow(tree, lines, numbers, late_annotations=False))
 
-    def _parsed(self, text: str, lines: Sequence[str], numbers: LineNumbers) -> Finding | tuple[ast.Module, Outline]:
+    def _parsed(
+        self, text: str, lines: Sequence[str], numbers: LineNumbers
+    ) -> Finding | tuple[ast.Module, Flow, list[int]]:
+        """The tree, the flow through it, and the lines that put off the evaluation of its annotations."""
         try:
             tree = ast.parse(text)
-            return tree, Outline(tree, lines, numbers)
+            late = [numbers.index(number) for number in _late_annotations(tree)]
+            return tree, _flow(tree, lines, numbers, late_annotations=bool(late)), late
         except SyntaxError as error:
             return Finding(numbers.index(blamed_line(error.msg, error.lineno)), SYNTAX_ERROR)
         except _HOPELESS as error:
@@ -111,21 +115,34 @@ class FastLinter:
 class Followed:
     """A program that is followed through its outline; see `engine.lintseq.linting.Watch`."""
 
-    def __init__(self, outline: Outline, flow: Flow, initial: list[Finding]) -> None:
+    def __init__(
+        self, initial: list[Finding], flow: Flow, late: Sequence[int], without_late: Callable[[], Flow]
+    ) -> None:
         self.initial = initial
-        self._outline = outline
-        self._flow = flow
+        self._flows = [flow]
+        self._late = late
+        """The lines that put off the evaluation of annotations; when they have gone, `without_late` is followed."""
+        self._without_late = without_late
         self._given: Given = frozenset()
-        self._built_in = flow.defined
+        self._names = ALWAYS_DEFINED
 
     def errors(self, alive: bytearray, given: Given) -> list[int]:
         """See `Watch.errors`."""
         if given is not self._given:
             self._given = given
-            names = {name for code, name in given if code == "undefined-variable"}
-            self._flow.defined = self._built_in | self._outline.mask(names)
-        found = self._flow.errors(alive)
+            self._names = ALWAYS_DEFINED | {name for code, name in given if code == "undefined-variable"}
+            for flow in self._flows:
+                flow.define(self._names)
+        found = self._followed(alive).errors(alive)
         return sorted({line for line, code, name in found if (code, name) not in given}) if found else []
+
+    def _followed(self, alive: bytearray) -> Flow:
+        if not self._late or any(alive[line] for line in self._late):
+            return self._flows[0]
+        if len(self._flows) == 1:
+            self._flows.append(self._without_late())
+            self._flows[1].define(self._names)
+        return self._flows[1]
 
 
 class Hopeless:
@@ -141,6 +158,19 @@ class Hopeless:
 
 def _initial(flow: Flow, lines: Sequence[str]) -> list[Finding]:
     return [Finding(*each) for each in flow.errors(bytearray(b"\1") * len(lines))]
+
+
+def _flow(tree: ast.Module, lines: Sequence[str], numbers: LineNumbers, *, late_annotations: bool) -> Flow:
+    flow = Flow(Outline(tree, lines, numbers, late_annotations=late_annotations))
+    flow.define(ALWAYS_DEFINED)
+    return flow
+
+
+def _late_annotations(tree: ast.Module) -> Iterator[int]:
+    """The parser's line of each `from __future__ import annotations`."""
+    for node in tree.body:
+        if isinstance(node, ast.ImportFrom) and node.module == "__future__":
+            yield from (alias.lineno for alias in node.names if alias.name == "annotations")
 
 
 def _missing_modules(tree: ast.Module) -> Iterator[tuple[int, str]]:

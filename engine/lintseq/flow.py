@@ -15,7 +15,7 @@ as its lines stay the same.
 Left out: attributes, types, values; names in string annotations. Called by `engine.lintseq.fast_linter`.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Sequence, Set
 from functools import reduce
 from operator import or_
 
@@ -31,12 +31,12 @@ _MEMO = 1000
 
 
 class Flow:
-    """Follows one program. The names in `defined` (bits of the outline) count as bound before it begins."""
+    """Follows one program; see `define` for the names that count as bound before it begins."""
 
-    def __init__(self, outline: Outline, defined: int) -> None:
-        self.defined = defined
+    def __init__(self, outline: Outline) -> None:
         self._outline = outline
-        self._declares_global = any(not nonlocal_ for scope in outline.functions for _, _, nonlocal_ in scope.elsewhere)
+        self._defined = 0
+        self._declares_global = any(not nonlocal_ for scope in outline.scopes for _, _, nonlocal_ in scope.elsewhere)
         self._alive = bytearray()
         self._form: list[int] = []
         self._errors: list[Error] = []
@@ -53,13 +53,17 @@ class Flow:
         self._within: list[Clause] = []  # the headers above
         self._wanted = 0  # names that nobody defines, while their uses are looked for
 
+    def define(self, names: Set[str]) -> None:
+        """Count these names, and no others, as bound before the program begins."""
+        self._defined = self._outline.mask(names)
+
     def errors(self, alive: bytearray) -> list[Error]:
         """The errors of the lines that `alive` marks with 1."""
         self._alive = alive
         module = self._outline.module
         late = self._bound_as_global() if self._declares_global else 0
         self._names = self._local(module) | late
-        known = self._names | self.defined
+        known = self._names | self._defined
         star = any(alive[line] for line in self._outline.star_lines)
         self._follow(known, late, wanted=0)
         if self._form:
@@ -80,7 +84,7 @@ class Flow:
         self._form, self._errors, self._breaks, self._within = [], [], [], []
         self._used = self._later = self._nonlocal = 0
         self._unreached = known | UNREACHED
-        self._block(self._outline.body, self.defined | late)
+        self._block(self._outline.body, self._defined | late)
 
     # Statements: each takes the names bound before it and returns those bound after it
 
@@ -261,10 +265,8 @@ class Flow:
         self._unreached = ~self._wanted
         self._body(clause, (clause.parameters | ~local) & ~UNREACHED & ~self._wanted)
         needed = self._nonlocal & ~local
-        if scope.nonlocals:
-            for line, names, nonlocal_ in scope.elsewhere:
-                if nonlocal_ and self._alive[line]:
-                    needed |= names
+        if scope.elsewhere:
+            needed |= self._declared(scope)
         found = ((self._used | self._later) & ~local, needed, self._errors, self._form)
         self._scope, self._names, self._used, self._later, self._nonlocal, self._unreached, self._breaks = outside
         self._errors, self._form, self._wanted, self._within, self._deleted = around
@@ -280,6 +282,7 @@ class Flow:
         self._scope, self._names, self._around = scope, names, bound
         self._unreached |= names
         self._body(clause, bound)
+        self._nonlocal |= self._declared(scope)
         self._scope, self._names, self._unreached, self._around = outside
         return bound | step.writes
 
@@ -297,16 +300,21 @@ class Flow:
                 if step is not None and step.span is not None and alive.find(0, line, step.end + 1) >= 0:
                     binds = reduce(or_, (each.binds for each in step.span.steps(alive) or ()), 0)
                 names |= binds
-        for line, others, _ in scope.elsewhere:
+        for line, others, _ in scope.elsewhere if scope.kind != "module" else ():
             if alive[line]:
                 names &= ~others
         return names
 
+    def _declared(self, scope: Scope, *, nonlocal_: bool = True) -> int:
+        """The names that a scope declares nonlocal (or global), given the lines that are there."""
+        alive = self._alive
+        return reduce(or_, (names for line, names, which in scope.elsewhere if alive[line] and which == nonlocal_), 0)
+
     def _bound_as_global(self) -> int:
         """The names that functions declare global and bind: for the module they are bound at a time nobody knows."""
         alive, found = self._alive, 0
-        for scope in self._outline.functions:
-            declared = reduce(or_, (names for line, names, other in scope.elsewhere if alive[line] and not other), 0)
+        for scope in self._outline.scopes:
+            declared = self._declared(scope, nonlocal_=False)
             for line, names, step, _ in scope.binders if declared else ():
                 if alive[line]:
                     found |= declared & (names if step is None else names & (step.writes | ~step.unbinds))
@@ -373,7 +381,7 @@ class Flow:
     def _unbound_nonlocals(self, unbound: int) -> list[Error]:
         return [
             (line, "misplaced-statement", "")
-            for scope in self._outline.functions
+            for scope in self._outline.scopes
             for line, names, nonlocal_ in scope.elsewhere
             if nonlocal_ and names & unbound and self._alive[line]
         ]

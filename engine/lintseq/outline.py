@@ -89,7 +89,7 @@ class Clause:
 class Scope:
     """A function's or a class's body, and all that binds names in it."""
 
-    __slots__ = ("binders", "elsewhere", "end", "kind", "memo", "nonlocals", "start")
+    __slots__ = ("binders", "elsewhere", "end", "kind", "memo", "start")
 
     def __init__(self, kind: str) -> None:
         self.kind = kind  # module, class or function
@@ -97,7 +97,6 @@ class Scope:
         """(line, names, step if it stands on several lines, line of the header it stands under) of what binds."""
         self.elsewhere: list[tuple[int, int, bool]] = []
         """(line, names, whether nonlocal) of each `global` and `nonlocal`."""
-        self.nonlocals = False
         self.start = self.end = 0
         self.memo: dict[bytes, tuple[int, int, list[tuple[int, str, str]], list[int]]] = {}
         """What `engine.lintseq.flow` found, by which lines were there."""

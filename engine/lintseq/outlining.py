@@ -1,43 +1,36 @@
 """Builds the outline of a program from its syntax tree: a step per statement, a clause per header and block.
 
-Left out: expressions (`engine.lintseq.names`) and what is wrong when lines go (`engine.lintseq.flow`). Called by
-`engine.lintseq.fast_linter`.
+Left out: simple statements (`engine.lintseq.statements`), expressions (`engine.lintseq.names`) and what is wrong when
+lines go (`engine.lintseq.flow`). Called by `engine.lintseq.fast_linter`.
 """
 
 import ast
-from collections.abc import Callable, Iterator, Sequence
+import re
+from collections.abc import Callable, Sequence
 
 from engine.lintseq.linting import LineNumbers
-from engine.lintseq.names import Reader
 from engine.lintseq.outline import CLASS, DEF, IF, JUMP, LOOP, MATCH, TRY, WITH, Clause, Scope, Step
 from engine.lintseq.spans import Nothing, Span
+from engine.lintseq.statements import Statements, type_parameters
 
-_NEVER_RETURN = frozenset({"exit", "quit", "sys.exit", "os._exit", "os.abort"})
+_CASE = re.compile(r"\s*case\b")
+_DECORATOR = re.compile(r"\s*@")
 _Function = ast.FunctionDef | ast.AsyncFunctionDef
 _Headed = ast.If | ast.While | ast.For | ast.AsyncFor | ast.With | ast.AsyncWith | _Function | ast.ClassDef
 
 
-class Outline(Reader):
+class Outline(Statements):
     """The whole program: its steps (`body`), its scope (`module`), a bit for each name (`bits`).
 
-    `code` marks the lines that hold code.
+    `code` marks the lines that hold code. `late_annotations` says that annotations are not evaluated where they stand.
     """
 
-    def __init__(self, tree: ast.Module, lines: Sequence[str], numbers: LineNumbers) -> None:
-        late_annotations = any(
-            isinstance(node, ast.ImportFrom)
-            and node.module == "__future__"
-            and any(each.name == "annotations" for each in node.names)
-            for node in tree.body[:8]
-        )
-        self.module = Scope("module")
-        super().__init__(numbers.index, self.module, late_annotations)
+    def __init__(self, tree: ast.Module, lines: Sequence[str], numbers: LineNumbers, *, late_annotations: bool) -> None:
+        super().__init__(numbers.index, Scope("module"), late_annotations)
         self.lines = lines
-        self.functions: list[Scope] = []
+        self.scopes: list[Scope] = []
+        """Those of functions and classes."""
         self._under = -1  # the line of the header whose block is being outlined
-        self.star_lines: list[int] = []
-        self.exporting: list[Step] = []
-        """The module's assignments of a literal to `__all__`."""
         self.code = bytearray(bool(text) and text[0] != "#" for text in (line.strip() for line in lines))
         self.body = self._block(tree.body)
 
@@ -89,102 +82,13 @@ class Outline(Reader):
                 scope.binders.append((step.line, step.binds, step, self._under))
         return steps
 
-    def _expression(self, node: ast.Expr, first: int, last: int) -> list[Step]:
-        steps = self._reading(first, last, node.value)
-        if isinstance(node.value, ast.Call) and _dotted(node.value.func) in _NEVER_RETURN:
-            steps[-1].kind = JUMP
-        return steps
-
-    def _leaving(self, node: ast.stmt, first: int, last: int) -> list[Step]:
-        steps = self._reading(first, last, *(getattr(node, name, None) for name in ("value", "exc", "cause")))
-        steps[-1].kind = JUMP
-        steps[-1].leaves = "break" if isinstance(node, ast.Break) else ""
-        return steps
-
-    def _assert(self, node: ast.Assert, first: int, last: int) -> list[Step]:
-        steps = self._reading(first, last, node.test, node.msg)
-        if isinstance(node.test, ast.Constant) and not node.test.value:
-            steps[-1].kind = JUMP
-        return steps
-
-    def _assign(self, node: ast.Assign, first: int, last: int) -> list[Step]:
-        steps = self._reading(first, last, node.value)
-        for target in node.targets:
-            self._write(target, steps)
-            exports = isinstance(target, ast.Name) and target.id == "__all__" and self._scope.kind == "module"
-            if exports and isinstance(node.value, ast.List | ast.Tuple):
-                steps[-1].exports = [
-                    (self.bit(each.value), self._line(each.lineno), each.value)
-                    for each in node.value.elts
-                    if isinstance(each, ast.Constant) and isinstance(each.value, str)
-                ]
-                self.exporting.append(steps[-1])
-        return steps
-
-    def _augmented(self, node: ast.AugAssign, first: int, last: int) -> list[Step]:
-        steps = [Step(first, last)]
-        steps[0].augmented = True
-        if isinstance(node.target, ast.Name):
-            self._use(node.target, steps)
-        self._read(node.value, steps)
-        self._write(node.target, steps)
-        return steps
-
-    def _annotated(self, node: ast.AnnAssign, first: int, last: int) -> list[Step]:
-        steps = [Step(first, last)]
-        self._annotation(node.annotation, steps)
-        if node.value is not None:
-            self._read(node.value, steps)
-        if node.value is not None or not isinstance(node.target, ast.Name):
-            self._write(node.target, steps)
-        else:
-            steps[-1].binds |= self.bit(node.target.id)
-        return steps
-
-    def _delete(self, node: ast.Delete, first: int, last: int) -> list[Step]:
-        steps = [Step(first, last)]
-        for target in node.targets:
-            if isinstance(target, ast.Name):
-                self._use(target, steps)
-                steps[-1].unbinds |= self.bit(target.id)
-                steps[-1].binds |= self.bit(target.id)
-            else:
-                self._read(target, steps)
-        return steps
-
-    def _import(self, node: ast.Import | ast.ImportFrom, first: int, last: int) -> list[Step]:
-        step = Step(first, last)
-        for alias in node.names:
-            if alias.name == "*":
-                self.star_lines.append(first)
-            step.writes |= self.bit(alias.asname or alias.name.partition(".")[0])
-        step.binds = step.writes
-        return [step]
-
-    def _elsewhere(self, node: ast.Global | ast.Nonlocal, first: int, last: int) -> list[Step]:
-        names = 0
-        for name in node.names:
-            names |= self.bit(name)
-        nonlocal_ = isinstance(node, ast.Nonlocal)
-        self._scope.elsewhere.append((first, names, nonlocal_))
-        self._scope.nonlocals |= nonlocal_
-        return [Step(first, last)]
-
-    def _alias(self, node: ast.stmt, first: int, last: int) -> list[Step]:
-        # `type NAME = ...` of Python 3.12; its value is not evaluated until it is asked for.
-        steps = [Step(first, last)]
-        self._read(node.value, steps, frozenset(_type_parameters(node)), later=True)  # type: ignore[attr-defined]
-        steps[-1].writes = steps[-1].binds = self.bit(node.name.id)  # type: ignore[attr-defined]
-        return steps
-
     # Compound statements
 
     def _clause(self, kind: str, line: int, body: Sequence[ast.stmt]) -> Clause:
         above, self._under = self._under, line
         steps = self._block(body)
         self._under = above
-        last = steps[0].start
-        return Clause(kind, line, self.code.rfind(1, line, last) if last > line else line, steps)
+        return Clause(kind, line, self._last_line(line, steps[0].start), steps)
 
     def _headed(self, kind: str, node: _Headed, line: int) -> Clause:
         """A clause whose header evaluates something, and which may stand on several lines."""
@@ -198,9 +102,20 @@ class Outline(Reader):
         return clause
 
     def _else(self, kind: str, after: ast.AST, body: Sequence[ast.stmt]) -> Clause:
-        """A clause which the tree does not place (`else`, `finally`, `case`): it is the next code after a node."""
+        """A clause which the tree does not place (`else`, `finally`): it is the next code after a node."""
         line = self.code.find(1, self._line(after.end_lineno) + 1)  # type: ignore[attr-defined]
         return self._clause(kind, line, body)
+
+    def _first_line(self, opener: re.Pattern[str], node: ast.AST, above: int) -> int:
+        """The line of the word or sign before a bracketed node, which the tree does not place; it is below `above`."""
+        line = found = self._line(node.lineno)  # type: ignore[attr-defined]
+        while found > above and not opener.match(self.lines[found]):
+            found -= 1
+        return found if found > above else line
+
+    def _last_line(self, first: int, after: int) -> int:
+        """The last line with code of what begins on the line `first` and ends before the line `after`."""
+        return self.code.rfind(1, first, after) if after > first else first
 
     def _header(self, node: _Headed, clause: Clause) -> None:
         """What a header reads and binds."""
@@ -220,7 +135,7 @@ class Outline(Reader):
                     self._write(item.optional_vars, head)
                     head.append(Step(line, line))
         elif isinstance(node, ast.ClassDef):
-            hidden = frozenset(_type_parameters(node))
+            hidden = frozenset(type_parameters(node))
             for each in (*node.bases, *(keyword.value for keyword in node.keywords)):
                 self._read(each, head, hidden)
         else:
@@ -236,7 +151,7 @@ class Outline(Reader):
         for default in (*arguments.defaults, *arguments.kw_defaults):
             if default is not None:
                 self._read(default, head)
-        hidden = frozenset(_type_parameters(node))
+        hidden = frozenset(type_parameters(node))
         for annotation in (*(each.annotation for each in parameters), node.returns):
             if annotation is not None:
                 self._annotation(annotation, head, hidden)
@@ -298,12 +213,12 @@ class Outline(Reader):
 
     def _match(self, node: ast.Match, first: int, last: int) -> list[Step]:
         step = Step(first, last, MATCH)
-        subject = Clause("match", first, self._line(node.subject.end_lineno), [])
+        lines = [self._first_line(_CASE, case.pattern, first) for case in node.cases]
+        subject = Clause("match", first, self._last_line(first, lines[0]), [])
         subject.head = self._reading(first, first, node.subject)
         step.clauses.append(subject)
-        before: ast.AST = node.subject
-        for case in node.cases:
-            clause = self._else("case", before, case.body)
+        for line, case in zip(lines, node.cases, strict=True):
+            clause = self._clause("case", line, case.body)
             captures = [Step(clause.line, clause.line)]
             for part in ast.walk(case.pattern):
                 if isinstance(part, ast.MatchAs | ast.MatchStar) and part.name:
@@ -317,7 +232,6 @@ class Outline(Reader):
             clause.head = captures + guard
             self._scope.binders += [(clause.line, each.binds, None, self._under) for each in clause.head if each.binds]
             step.clauses.append(clause)
-            before = case.body[-1]
         return [step]
 
     # Scopes
@@ -325,10 +239,10 @@ class Outline(Reader):
     def _define(self, node: _Function | ast.ClassDef, first: int, last: int) -> list[Step]:
         is_class = isinstance(node, ast.ClassDef)
         step = Step(first, last, CLASS if is_class else DEF)
-        for each in node.decorator_list:
-            line = self._line(each.lineno)
-            step.decorators += self._reading(line, self._line(each.end_lineno), each)
-            step.start = min(step.start, line)
+        lines = [self._first_line(_DECORATOR, each, self._under) for each in node.decorator_list]
+        for each, line, after in zip(node.decorator_list, lines, [*lines[1:], first], strict=False):
+            step.decorators += self._reading(line, self._last_line(line, after), each)
+        step.start = min([first, *lines])
         scope = Scope("class" if is_class else "function")
         self._deeper()
         outer, self._scope = self._scope, scope
@@ -343,21 +257,8 @@ class Outline(Reader):
         scope.start, scope.end = first, last
         step.clauses, step.inner = [clause], scope
         step.writes = step.binds = self.bit(node.name)
-        if not is_class:
-            self.functions.append(scope)
+        self.scopes.append(scope)
         return [step]
-
-
-def _dotted(node: ast.expr) -> str:
-    """`a.b` for the expression `a.b`; empty for anything but a name or one attribute of a name."""
-    if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name):
-        return f"{node.value.id}.{node.attr}"
-    return node.id if isinstance(node, ast.Name) else ""
-
-
-def _type_parameters(node: ast.AST) -> Iterator[str]:
-    """The names of a generic's type parameters (Python 3.12)."""
-    return (each.name for each in getattr(node, "type_params", ()))
 
 
 _STATEMENTS: dict[type, Callable[..., list[Step]]] = {

@@ -78,6 +78,7 @@ AGREED = [
     ("def f():|    global g1|    del g1", [2]),
     ("def f():|    global g1|    g1 = 1|    del g1", []),
     ("if 1:|    x = x + 1", [1]),
+    ("global g1|g1 = 1|def f():|    return g1", []),
 ]
 
 
