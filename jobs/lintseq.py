@@ -48,7 +48,7 @@ def run(recipe: LintSeqRecipe, call: Invocation) -> Outcome:
         writes="edit_sequences",
         content="program",
         stages=stages,
-        statistics=statistics,
+        statistics=partial(statistics, tokens=bool(recipe.lintseq.tokenizer)),
         narrate=partial(narrate, options=recipe.lintseq, oracle_states=recipe.oracle_states),
         hints={
             "lint": "add cores with workers=..., or choose lintseq.linter=fast.",

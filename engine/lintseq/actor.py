@@ -68,7 +68,8 @@ class LintSeqActor:
             for result in results:
                 for name, value in zip(_ADDED, result, strict=True):
                     added[name].append(value)
-        passed = table.drop_columns([name for name in _ADDED if name in table.column_names and name != "program"])
+        owned = {*_ADDED, *(("tokens",) if self._tokenizer is not None else ())} - {"program"}
+        passed = table.drop_columns([name for name in table.column_names if name in owned])
         output = passed.take(pa.array(source, pa.int64()))
         for name, kind in _ADDED.items():
             column = pa.array(added[name], kind)
@@ -85,8 +86,7 @@ class LintSeqActor:
         try:
             prepared = prepare(program, self._linter, options)
             errors = len({each.line for each in (prepared.found or prepared.initial)})
-            rejected = options.initial_errors == "reject" and prepared.erroneous
-            if rejected or (options.initial_errors == "repair" and not prepared.workable and prepared.found):
+            if prepared.rejected or (options.initial_errors == "repair" and not prepared.workable and prepared.found):
                 return [(program, None, None, None, errors, "initial_errors", None)]
 
             def seed_of(path: int, attempt: int) -> int:

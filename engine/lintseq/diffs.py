@@ -14,7 +14,7 @@ edit sequences.
 import re
 from collections.abc import Iterator, Sequence
 
-_HEADER = re.compile(r"@@ -([0-9]{1,9}),0 \+([0-9]{1,9})(?:,([0-9]{1,9}))? @@")
+HEADER = re.compile(r"@@ -([0-9]{1,9}),0 \+([0-9]{1,9})(?:,([0-9]{1,9}))? @@")
 
 
 class MalformedEdit(ValueError):
@@ -67,7 +67,7 @@ def _hunks(edit: str) -> Iterator[tuple[int, int, list[str]]]:
     rows = edit.split("\n")
     at = 0
     while at < len(rows):
-        header = _HEADER.fullmatch(rows[at])
+        header = HEADER.fullmatch(rows[at])
         if header is None:
             raise MalformedEdit(f"{rows[at][:80]!r} is not the header of an insertion")
         count = int(header[3] or 1)

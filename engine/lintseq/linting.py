@@ -102,17 +102,6 @@ class Relint:
         return sorted({kept[each.line] for each in findings if (each.code, each.name) not in given})
 
 
-class Unwatched:
-    """The `Watch` of no linter at all: nothing is ever wrong."""
-
-    def __init__(self) -> None:
-        self.initial: list[Finding] = []
-
-    def errors(self, alive: bytearray, given: Given) -> list[int]:
-        """None."""
-        return []
-
-
 def watch(linter: Linter, lines: Sequence[str]) -> Watch:
     """The linter's own way of watching a program, if it has one, else `Relint`."""
     own = getattr(linter, "watch", None)

@@ -27,7 +27,6 @@ from engine.lintseq.linting import (
     Layout,
     Linter,
     Relint,
-    Unwatched,
     Watch,
     linter_for,
     watch,
@@ -57,13 +56,19 @@ def sample_edit_sequence(
     names the whole program leaves undefined too (`options.undefined_names`). A program the linter cannot work on (it
     does not parse, or has only comments, or takes longer than `options.max_seconds`) is a single insertion; the empty
     program has no edits. The same seed gives the same edits in any process. Under `initial_errors: repair` the edits
-    write the program without its erroneous lines, under `reference_compat` they write `program.strip()`.
+    write the program without its erroneous lines (unless finding these is what takes too long), under
+    `reference_compat` they write `program.strip()`.
     """
     options = options or LintSeqOptions()
+    written = program
     try:
-        return prepare(program, linter or linter_for(options), options).sample(seed)
+        prepared = prepare(program, linter or linter_for(options), options)
+        written = prepared.program
+        return prepared.sample(seed)
     except TimeLimit:
-        lines = program.split("\n")
+        lines = written.split("\n")
+        if options.reference_compat:
+            lines, _, _ = _stripped(lines)
         return [insertion_edit(lines, [], range(len(lines)))]
 
 
@@ -84,14 +89,9 @@ def _prepared(program: str, linter: Linter, options: LintSeqOptions, deadline: f
     lines = program.split("\n")
     own = cast(Layout, linter) if hasattr(linter, "indents") else None
     indents = own.indents(lines) if own else layout.indentations(lines)
-    candidates = own.candidates(lines) if own else layout.candidates(lines)
-    watched: Watch
-    if options.algorithm == "randseq":
-        watched = Unwatched()
-    elif options.reference_compat:  # the reference knows nothing but the text of each state
-        watched = Relint(linter, lines)
-    else:
-        watched = watch(linter, lines)
+    candidates = own.candidates(lines) if own else layout.candidates(lines, by_looks=options.reference_compat)
+    # The reference knows nothing but the text of each state.
+    watched = Relint(linter, lines) if options.reference_compat else watch(linter, lines)
     initial = watched.initial if candidates else []
     assume = options.undefined_names == "given" and not options.reference_compat
     given = frozenset((each.code, each.name) for each in initial if each.code in NAME_CODES) if assume else frozenset()
@@ -142,13 +142,16 @@ class Prepared:
         return any((each.code, each.name) not in self.given for each in self.initial)
 
     @property
+    def rejected(self) -> bool:
+        """Whether the options want nothing of a program with such errors."""
+        return self.options.initial_errors == "reject" and self.erroneous
+
+    @property
     def workable(self) -> bool:
         """Whether there is anything to sample; if not, the program is a single insertion."""
         if self.options.reference_compat:
             return bool(self.candidates)
-        if self.options.initial_errors == "reject" and self.erroneous:
-            return False
-        return bool(self.candidates) and all(each.code != SYNTAX_ERROR for each in self.initial)
+        return bool(self.candidates) and not self.rejected and all(each.code != SYNTAX_ERROR for each in self.initial)
 
     def sample(self, seed: int) -> list[str]:
         """The edit sequence of one path. Raises `TimeLimit`."""
@@ -174,7 +177,7 @@ class Prepared:
 
     def draw(self, seed: int) -> list[list[int]]:
         """The backward edits of one path."""
-        if self.options.algorithm == "randseq":
+        if self.options.algorithm == "randseq" and not self.rejected:
             return random_groups(len(self.lines), seed)
         return self.groups(weighted_draws(seed))
 

@@ -9,13 +9,13 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 
-def statistics(table: pa.Table) -> dict[str, Any]:
+def statistics(table: pa.Table, *, tokens: bool = False) -> dict[str, Any]:
     """Counts over a table as `LintSeqActor` returns it; those of several tables add up.
 
     `programs`, `sequences` and `edits` are totals; `single_insertions` counts the sequences of one edit. The
     histograms map a number, written as text so that JSON keeps it, to how often it occurs: `edits_per_program` (edits
     in a sequence), `lines_per_edit`, `initial_errors` (erroneous lines of a program as it stands). `dropped` maps the
-    reason a row was marked with to the number of rows; `paths_per_program` and, where tokens were counted,
+    reason a row was marked with to the number of rows; `paths_per_program` and, where the actor counted `tokens`,
     `tokens_per_sequence` are histograms too.
     """
     marked = table["_drop"].is_valid()
@@ -26,7 +26,7 @@ def statistics(table: pa.Table) -> dict[str, Any]:
     lines = pc.subtract(pc.count_substring(edits, "\n"), pc.count_substring(edits, "\n@@ "))
     programs = kept.filter(pc.equal(kept["path"], 0))
     paths = kept.group_by(["source_part", "source_row"]).aggregate([("path", "count")])["path_count"]
-    counted = {"tokens_per_sequence": _histogram(kept["tokens"].drop_null())} if "tokens" in kept.column_names else {}
+    counted = {"tokens_per_sequence": _histogram(kept["tokens"].drop_null())} if tokens else {}
     return {
         **counted,
         "paths_per_program": _histogram(paths),

@@ -12,13 +12,12 @@ import re
 from collections.abc import Sequence
 from typing import Literal
 
-from engine.lintseq.diffs import apply_edit_sequence
+from engine.lintseq.diffs import HEADER, apply_edit_sequence
 
 DIFF_TOKEN = "<|diff|>"
 _SEPARATOR = "\n" + DIFF_TOKEN
 # Two empty edits end a sequence: the model's way of saying that nothing is left to insert.
 _ENDING = ("", "")
-_INSERTION = re.compile(r"@@ -[0-9]{1,9},0 \+([0-9]{1,9})(?:,[0-9]{1,9})? @@")
 
 
 def to_training_text(instruction: str, edits: Sequence[str]) -> str:
@@ -49,17 +48,19 @@ def resolve(edits: Sequence[str], *, malformed: Literal["skip", "strict"] = "ski
 
     `strict` is `apply_edit_sequence`: it raises `MalformedEdit` at the first flaw. `skip` makes the best of it: text
     before the first header of an edit is ignored; a hunk whose header is damaged or announces a deletion, or with a
-    line that does not begin with `+`, is left out; the counts in a header are not checked; a place past the end means
-    the end.
+    line that does not begin with `+`, is left out, but empty lines at its end are ignored; the counts in a header are
+    not checked; a place past the end means the end.
     """
     if malformed == "strict":
         return apply_edit_sequence(edits)
+    if malformed != "skip":
+        raise ValueError(f"malformed is 'skip' or 'strict', not {malformed!r}")
     state: list[str] = []
     for edit in edits:
         for hunk in re.split(r"\n(?=@@)", edit):
-            header, *body = hunk.split("\n")
-            match = _INSERTION.fullmatch(header)
+            header, *body = hunk.rstrip("\n").split("\n")
+            match = HEADER.fullmatch(header)
             if match and all(row.startswith("+") for row in body):
-                at = max(int(match[1]) - 1, 0)
+                at = max(int(match[2]) - 1, 0)
                 state[at:at] = [row[1:] for row in body]
     return "\n".join(state)

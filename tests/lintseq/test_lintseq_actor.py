@@ -205,7 +205,40 @@ def test_tokens_are_counted_where_there_is_a_training_text() -> None:
         output = LintSeqActor(tokenizer="any")(table)
     assert output["tokens"].to_pylist() == [7, None, None]
     assert seen == [("any", ["a"], [len(output["edits"][0])])]
-    assert statistics(output)["tokens_per_sequence"] == {"7": 1}
+    assert statistics(output, tokens=True)["tokens_per_sequence"] == {"7": 1}
+
+
+@pytest.mark.parametrize("column", [[["a", "list"]], ["text"], [5]])
+def test_a_column_of_the_inputs_own_called_tokens_passes_unless_tokens_are_counted(column: list[object]) -> None:
+    table = shard(["x = 1\ny = 2\n"], tokens=column)
+    output = LintSeqActor()(table)
+    assert output["tokens"].to_pylist() == column
+    assert "tokens_per_sequence" not in statistics(output)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("engine.lintseq.actor.token_lengths", lambda *_: [7])
+        output = LintSeqActor(tokenizer="any")(table)
+    assert output.column_names.count("tokens") == 1
+    assert output["tokens"].to_pylist() == [7]
+
+
+@pytest.mark.parametrize(
+    ("initial_errors", "drop", "program"),
+    [
+        ("keep_to_last", None, "return 1\nx = 2"),
+        ("reject", "initial_errors", "return 1\nx = 2"),
+        ("repair", None, "x = 2"),
+    ],
+)
+def test_errors_of_the_whole_program_count_for_the_control_too(
+    initial_errors: str, drop: str | None, program: str
+) -> None:
+    for algorithm in ("lintseq", "randseq"):
+        options = LintSeqOptions(algorithm=algorithm, initial_errors=initial_errors)  # type: ignore[arg-type]
+        (row,) = LintSeqActor(options=options)(shard(["return 1\nx = 2"])).to_pylist()
+        assert (row["initial_errors"], row["_drop"], row["program"]) == (1, drop, program)
+        edits = sample_edit_sequence("return 1\nx = 2", seed=0, options=options)
+        assert apply_edit_sequence(edits) == program
+        assert initial_errors != "reject" or len(edits) == 1
 
 
 def test_other_languages_go_through_the_stage() -> None:

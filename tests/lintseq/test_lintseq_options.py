@@ -6,8 +6,8 @@ import pytest
 
 from engine.config import build_recipe
 from engine.errors import RecipeError
-from engine.lintseq import FastLinter, LintSeqOptions, apply_edit_sequence, sample_edit_sequence
-from engine.lintseq.sampler import prepare, weighted_draws
+from engine.lintseq import FastLinter, LintSeqOptions, apply_edit_sequence, layout, sample_edit_sequence
+from engine.lintseq.sampler import Prepared, TimeLimit, prepare, weighted_draws
 from jobs.lintseq import RECIPE
 
 RANDSEQ = LintSeqOptions(algorithm="randseq")
@@ -129,3 +129,35 @@ def test_a_program_of_20_000_lines_is_sampled():
     edits = sample_edit_sequence(program, seed=0, options=LintSeqOptions(max_seconds=500))
     assert apply_edit_sequence(edits) == program
     assert len(edits) > 500
+
+
+@pytest.mark.parametrize("closing", ["]", "]  # comment", "] + [2]"])
+def test_a_constants_literal_ends_where_it_ends(closing):
+    program = f"FOO = [\n    1,\n{closing}\n\n\ndef f(a):\n    b = a\n    return b\n\n\nx = f(1)\ny = x\n".split("\n")
+    assert layout.candidates(program) == [0, 5, 6, 7, 10, 11]
+    swallowed = [0] if closing.endswith("comment") else [0, 5, 6, 7, 10, 11]
+    assert layout.candidates(program, by_looks=True) == swallowed
+
+
+def test_what_looks_like_a_literal_in_a_text_is_none():
+    assert layout.candidates(["s = '''", "FOO = [", "'''", "x = 1"]) == [0, 1, 2, 3]
+
+
+@pytest.mark.parametrize(
+    ("keys", "written"),
+    [({}, "\n\nreturn 1\nx = 1\n"), ({"reference_compat": True}, "return 1\nx = 1")],
+)
+def test_a_program_that_takes_too_long_is_written_as_the_options_say(keys, written):
+    options = LintSeqOptions(max_seconds=1e-9, **keys)
+    (edit,) = sample_edit_sequence("\n\nreturn 1\nx = 1\n", seed=0, options=options)
+    assert apply_edit_sequence([edit]) == written
+
+
+def test_a_repaired_program_that_takes_too_long_stays_repaired(monkeypatch):
+    monkeypatch.setattr(Prepared, "sample", _too_long)
+    options = LintSeqOptions(initial_errors="repair")
+    assert sample_edit_sequence("return 1\nx = 1", seed=0, options=options) == ["@@ -0,0 +1 @@\n+x = 1"]
+
+
+def _too_long(prepared, seed):
+    raise TimeLimit

@@ -99,3 +99,21 @@ def test_large_generated_text_is_read(text: str) -> None:
     resolve(edits)
     with suppress(MalformedEdit):
         resolve(edits, malformed="strict")
+
+
+@pytest.mark.parametrize(
+    ("edits", "program"),
+    [
+        (["@@ -0,0 +1 @@\n+a\n"], "a"),
+        (["@@ -0,0 +1 @@\n+a\n\n@@ -1,0 +2 @@\n+b\n\n"], "a\nb"),
+        (["@@ -0,0 +1,2 @@\n+a\n\n+b"], ""),
+        (["@@ -0,0 +1 @@\n+\n"], ""),
+    ],
+)
+def test_empty_lines_at_the_end_of_a_hunk_are_ignored(edits: list[str], program: str) -> None:
+    assert resolve(edits) == program
+
+
+def test_there_are_two_ways_to_read() -> None:
+    with pytest.raises(ValueError, match="typo"):
+        resolve([], malformed="typo")  # type: ignore[arg-type]
