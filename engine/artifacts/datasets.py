@@ -1,32 +1,24 @@
-"""Published artifacts: a directory whose manifest names every part, and the rule that nothing else exists.
+"""Published datasets: a directory of zstd Parquet parts and `manifest.json`.
 
-A dataset is a directory of zstd Parquet parts and `manifest.json`. It is built in a staging place that readers refuse
-and takes its final name as the last step: by renaming the directory on a local disk, by a conditional put of the
-manifest on object stores, where no rename is atomic. A part has a logical name (`part-00012`, the same in every run)
-and a file name (which also carries the attempt that wrote it).
+A part has a logical name (`part-00012`, the same in every run) and a file name (which also carries the attempt that
+wrote it). Parts that the manifest does not list are left by a kill and do not exist for a reader.
 
-Left out: how parts are made (`engine.corpus`). Called by every job that reads or publishes.
+Left out: how parts are made (`engine.corpus`). Called by every job that reads or publishes a dataset.
 """
 
 import hashlib
 import json
-import shutil
-from functools import cache
 from pathlib import Path
 from typing import Any, Literal
 
-import pydantic
 from pydantic import Field
 from upath import UPath
 
-import engine
+from engine.artifacts.manifests import MANIFEST, UNPUBLISHED, Parent, is_of, manifest_bytes, parse_manifest
 from engine.config import Section
 from engine.errors import ArtifactError
-from engine.storage import create, is_local, make_directory, names, replace, storage_errors
+from engine.storage import create, is_local, names, replace, storage_errors
 
-MANIFEST = "manifest.json"
-_UNPUBLISHED = "UNPUBLISHED"
-_STAGING_SUFFIX = ".partial"
 _LEFT_OVER = (".parquet", ".tmp")
 
 SCHEMAS: dict[str, tuple[str, ...]] = {
@@ -48,13 +40,6 @@ class Part(Section):
     rows: int
     bytes: int
     sha256: str
-
-
-class Parent(Section):
-    """What an artifact was made from: where it was and what it held."""
-
-    uri: str
-    fingerprint: str
 
 
 class Manifest(Section):
@@ -105,44 +90,18 @@ class Dataset:
 
 def is_dataset(path: UPath) -> bool:
     """Whether a directory is a published dataset. Raises `ArtifactError` if it is one that is still being built."""
-    staging = path.name.endswith(_STAGING_SUFFIX)
-    with storage_errors(path):
-        if not staging and (path / MANIFEST).exists():
-            return True
-        if staging or (path / _UNPUBLISHED).exists():
-            raise ArtifactError(f"{path} is not published yet.", "Run its job again: it resumes and publishes.")
-    return False
+    body = manifest_bytes(path)
+    return body is not None and not is_of(body, "model", "files")
 
 
 def read_dataset(path: UPath) -> Dataset:
-    """Read a published dataset's manifest. Raises `ArtifactError` if it is missing or damaged."""
-    if not is_dataset(path):
+    """Read a published dataset's manifest. Raises `ArtifactError` if it is missing, damaged or a model's."""
+    body = manifest_bytes(path)
+    if body is None:
         raise ArtifactError(f"{path} holds no {MANIFEST}.", "Give the directory of a published dataset.")
-    try:
-        manifest = Manifest.model_validate_json((path / MANIFEST).read_bytes())
-    except pydantic.ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(str(step) for step in first["loc"]) or "its JSON"
-        raise ArtifactError(
-            f"The manifest of {path} is damaged at {where}: {first['msg']}.", "Publish the dataset again."
-        ) from None
-    return Dataset(path, manifest)
-
-
-def open_staging(output: UPath) -> UPath:
-    """The place where an artifact is built before it has its name; safe to call again on resume.
-
-    Raises `ArtifactError` if the name is taken: by a published artifact, or by files that are none of ours.
-    """
-    present = names(output)
-    if (is_local(output) and output.exists()) or (present and _UNPUBLISHED not in present):
-        raise ArtifactError(f"{output} exists already.", "Move it away, or choose another name=... or output=...")
-    if is_local(output):
-        staging = output.parent / (output.name + _STAGING_SUFFIX)
-        make_directory(staging)
-        return staging
-    create(output / _UNPUBLISHED, b"")
-    return output
+    if is_of(body, "model", "files"):
+        raise ArtifactError(f"{path} is a model, not a dataset.", "Give the directory of a published dataset.")
+    return Dataset(path, parse_manifest(Manifest, body, path, "dataset"))
 
 
 def publish(staging: UPath, output: UPath, manifest: Manifest) -> Dataset:
@@ -163,22 +122,5 @@ def publish(staging: UPath, output: UPath, manifest: Manifest) -> Dataset:
         else:
             if not create(output / MANIFEST, body):
                 raise ArtifactError(f"{output} is published already.", "Choose another name.")
-            (output / _UNPUBLISHED).unlink()
+            (output / UNPUBLISHED).unlink()
     return Dataset(output, manifest)
-
-
-def discard_staging(output: UPath) -> None:
-    """Remove what an unfinished run left in staging; used when the user asks for a fresh start."""
-    staging = output.parent / (output.name + _STAGING_SUFFIX)
-    if is_local(output) and staging.exists():
-        shutil.rmtree(str(staging))
-
-
-@cache
-def code_version() -> str:
-    """Version of the package and a hash of its source (12 hex digits), the same in a checkout and on a cluster."""
-    root = Path(engine.__file__).parent
-    digest = hashlib.sha256()
-    for file in sorted(root.rglob("*.py")):
-        digest.update(file.relative_to(root).as_posix().encode() + b"\0" + file.read_bytes())
-    return f"{engine.__version__}+{digest.hexdigest()[:12]}"
