@@ -2,6 +2,7 @@ from .ceiling import Ceiling as Ceiling
 from .ceiling import codec_ceiling as codec_ceiling
 from .config import FilterConfig as FilterConfig
 from .config import SourceConfig as SourceConfig
+from .features import FeatureCache as FeatureCache
 from .ledger import Ledger as Ledger
 from .ledger import Record as Record
 from .plan import Plan as Plan
