@@ -1,12 +1,13 @@
 """The fast linter: Python's own compiler for the form, our reading of the names for the rest, all in process.
 
-It finds what taking lines away can break: the syntax, statements left outside their function or loop, and names left
-without a definition on some way to their use. A program is parsed and outlined once (`engine.lintseq.outlining`);
-every state of it is then told from the outline (`engine.lintseq.flow`), in some tens of microseconds. It knows nothing
-of installed packages, so its answer is the same on every machine that runs the same Python.
+It finds what taking lines away can break: the syntax, statements left outside their function or loop, names left
+without a definition on some way to their use, and what classes and calls need of other lines. A program is parsed and
+outlined once (`engine.lintseq.outlining`); every state of it is then told from the outline (`engine.lintseq.flow`), in
+some tens of microseconds. It knows nothing of installed packages nor of what this process has put among the built-in
+names, so its answer is the same on every machine that runs the same Python.
 
-Left out: types, attributes and call signatures, which only the oracle (`engine.lintseq.pylint_linter`) looks at.
-Called by the sampler; the default linter.
+Left out: types, call signatures, and attributes of anything but `self`, `cls` and `super()`, which only the oracle
+(`engine.lintseq.pylint_linter`) looks at. Called by the sampler; the default linter.
 """
 
 import ast
@@ -24,22 +25,36 @@ from engine.lintseq.linting import (
     Watch,
     blamed_line,
     no_warnings,
+    without_mark,
 )
 from engine.lintseq.names import NestedTooDeep
+from engine.lintseq.needs import needs_of
 from engine.lintseq.outlining import Outline
 
 _INDENT = 4
-# `_` is there only while a console or gettext has put it there.
-ALWAYS_DEFINED = (frozenset(dir(builtins)) - {"_"}) | {
-    *("__annotations__", "__builtins__", "__cached__", "__class__", "__file__", "__module__", "__path__"),
-    *("__qualname__", "WindowsError", "copyright", "credits", "exit", "license", "quit"),
+# What Python itself defines: consoles, gettext and others put names of their own among the built-in ones.
+ALWAYS_DEFINED = {name for name, value in vars(builtins).items() if getattr(value, "__module__", "") == "builtins"} | {
+    *("Ellipsis", "False", "None", "NotImplemented", "True", "__annotations__", "__builtins__", "__cached__"),
+    *("__class__", "__debug__", "__doc__", "__file__", "__loader__", "__module__", "__name__", "__package__"),
+    *(
+        "__path__",
+        "__qualname__",
+        "__spec__",
+        "WindowsError",
+        "copyright",
+        "credits",
+        "exit",
+        "license",
+        "open",
+        "quit",
+    ),
 }
 # What the parser raises beside SyntaxError: lone surrogates (ValueError), nesting past its stack (the other two).
 _HOPELESS = (ValueError, RecursionError, MemoryError, NestedTooDeep)
 
 
 class FastLinter:
-    """Syntax by `compile`, names by an outline of the program.
+    """Syntax by `compile`, names by an outline of the program, the rest by what lines need of each other.
 
     `missing_imports` counts modules that are not installed as errors; `strict_indentation` counts statements that
     are not indented by four spaces a level. Both are off by default and exist for comparison with the reference.
@@ -51,6 +66,7 @@ class FastLinter:
 
     def check(self, lines: Sequence[str]) -> list[Finding]:
         """The errors of the program; see `Linter.check`."""
+        lines = without_mark(lines)
         text = "\n".join(lines)
         numbers = LineNumbers(lines)
         with no_warnings():
@@ -68,11 +84,12 @@ class FastLinter:
     def watch(self, lines: Sequence[str]) -> Watch | None:
         """The program's outline, followed as lines go; None where every state has to be checked anew.
 
-        Stricter than `check` in one point: a clause whose statement has gone (`else` without its `if`) is an error even
-        where it happens to fit the statement before.
+        Stricter than `check` in two points: a clause whose statement has gone (`else` without its `if`) is an error
+        even where it happens to fit the statement before, and so is what is left of a class's header.
         """
         if self._missing_imports or self._strict_indentation:
             return None
+        lines = without_mark(lines)
         text = "\n".join(lines)
         numbers = LineNumbers(lines)
         try:
@@ -161,7 +178,10 @@ def _initial(flow: Flow, lines: Sequence[str]) -> list[Finding]:
 
 
 def _flow(tree: ast.Module, lines: Sequence[str], numbers: LineNumbers, *, late_annotations: bool) -> Flow:
-    flow = Flow(Outline(tree, lines, numbers, late_annotations=late_annotations))
+    outline = Outline(tree, lines, numbers, late_annotations=late_annotations)
+    # One function alone neither calls nor inherits from anything of its own.
+    alone = len(tree.body) == len(outline.scopes) == 1 and outline.scopes[0].kind == "function"
+    flow = Flow(outline, [] if alone else needs_of(tree, numbers.index))
     flow.define(ALWAYS_DEFINED)
     return flow
 

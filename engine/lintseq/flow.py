@@ -1,57 +1,51 @@
 """What is wrong with a program when only some of its lines are there, told from its outline without parsing.
 
-Two kinds of errors, the first reported alone as a parser does:
+Three kinds of errors, the first reported alone as a parser does:
 
     form     a header without its block, a block or a decorator without its header, `try` without handlers, what is
              left of a statement that no longer parses
     names    used without a definition on some way to their use, in Python's scopes and in the order of execution
+    needs    what classes and calls need that is not there (`engine.lintseq.needs`)
 
 The order is followed as a set of definitely bound names that branches narrow: `if` and `match` keep what every branch
 binds, a handler of `try` starts from before the `try`. Where the truth depends on values the program is given the
-benefit of the doubt, as pylint does: loops are taken to run, `try` to succeed, and see `Flow._is_excused`. Bodies of
-functions run later, so for them any binding in an enclosing scope will do; what was found in one is kept for as long
-as its lines stay the same.
+benefit of the doubt, as pylint does: loops are taken to run, `try` to succeed, and see `Bindings._is_excused`. Bodies
+of functions run later, so for them any binding in an enclosing scope will do; what was found in one is kept for as
+long as its lines stay the same.
 
-Left out: attributes, types, values; names in string annotations. Called by `engine.lintseq.fast_linter`.
+Left out: types, values; names in string annotations; which names a scope has (`engine.lintseq.bindings`). Called by
+`engine.lintseq.fast_linter`.
 """
 
 from collections.abc import Callable, Sequence, Set
 from functools import reduce
 from operator import or_
 
+from engine.lintseq.bindings import Bindings, Error
 from engine.lintseq.linting import SYNTAX_ERROR
+from engine.lintseq.needs import Need, unmet
 from engine.lintseq.outline import BLIND, CLASS, DEF, IF, JUMP, LOOP, MATCH, TRY, UNREACHED, WITH, Clause, Scope, Step
 from engine.lintseq.outlining import Outline
-
-Error = tuple[int, str, str]
-"""Line, kind of error (pylint's symbol), name."""
 
 _MEMO = 1000
 """Most states remembered of one function: enough for a path, and a bound for a long one."""
 
 
-class Flow:
+class Flow(Bindings):
     """Follows one program; see `define` for the names that count as bound before it begins."""
 
-    def __init__(self, outline: Outline) -> None:
-        self._outline = outline
+    def __init__(self, outline: Outline, needs: Sequence[Need]) -> None:
+        super().__init__(outline)
+        self._needs = needs
         self._defined = 0
         self._declares_global = any(not nonlocal_ for scope in outline.scopes for _, _, nonlocal_ in scope.elsewhere)
-        self._alive = bytearray()
         self._form: list[int] = []
-        self._errors: list[Error] = []
         # Of the scope being followed:
-        self._scope = outline.module
-        self._names = 0  # the names it binds somewhere
-        self._used = 0  # the names it reads at once
-        self._later = 0  # those it reads later, nested functions included
-        self._deleted = 0  # those it has deleted
+        self._later = 0  # the names it reads later, nested functions included
         self._nonlocal = 0  # those that some function outside it has to bind
         self._unreached = 0  # what counts as bound where control does not get
         self._around = 0  # of a class body: what was bound where it began
         self._breaks: list[list[int]] = []  # per loop, what was bound at each `break`
-        self._within: list[Clause] = []  # the headers above
-        self._wanted = 0  # names that nobody defines, while their uses are looked for
 
     def define(self, names: Set[str]) -> None:
         """Count these names, and no others, as bound before the program begins."""
@@ -77,7 +71,7 @@ class Flow:
             errors = errors + self._unbound_nonlocals(unbound)
         if self._outline.exporting and not star:
             errors = errors + self._missing_exports(known)
-        return errors
+        return errors + unmet(self._needs, alive) if self._needs else errors
 
     def _follow(self, known: int, late: int, wanted: int) -> None:
         self._scope, self._wanted = self._outline.module, wanted
@@ -292,34 +286,6 @@ class Flow:
                 self._blame(each.line, each.end)
         return self._block(step.decorators, bound) if step.decorators else bound
 
-    def _local(self, scope: Scope) -> int:
-        """The names that are the scope's own, given the lines that are there."""
-        alive, names = self._alive, 0
-        for line, binds, step, _ in scope.binders:
-            if alive[line]:
-                if step is not None and step.span is not None and alive.find(0, line, step.end + 1) >= 0:
-                    binds = reduce(or_, (each.binds for each in step.span.steps(alive) or ()), 0)
-                names |= binds
-        for line, others, _ in scope.elsewhere if scope.kind != "module" else ():
-            if alive[line]:
-                names &= ~others
-        return names
-
-    def _declared(self, scope: Scope, *, nonlocal_: bool = True) -> int:
-        """The names that a scope declares nonlocal (or global), given the lines that are there."""
-        alive = self._alive
-        return reduce(or_, (names for line, names, which in scope.elsewhere if alive[line] and which == nonlocal_), 0)
-
-    def _bound_as_global(self) -> int:
-        """The names that functions declare global and bind: for the module they are bound at a time nobody knows."""
-        alive, found = self._alive, 0
-        for scope in self._outline.scopes:
-            declared = self._declared(scope, nonlocal_=False)
-            for line, names, step, _ in scope.binders if declared else ():
-                if alive[line]:
-                    found |= declared & (names if step is None else names & (step.writes | ~step.unbinds))
-        return found
-
     # Errors
 
     def _blame(self, start: int, end: int) -> None:
@@ -333,68 +299,6 @@ class Flow:
             if self._alive[line] and self._outline.code[line]:
                 return line
         return self._alive.rfind(1)
-
-    def _report(self, step: Step, bound: int) -> int:
-        """Set down the uses in a step of names not bound; returns those that get the benefit of the doubt."""
-        excused = 0
-        for use in step.uses:
-            if use.bit & self._wanted if use.later else use.bit & ~bound:
-                code = self._code(use.bit, step.line)
-                if self._is_excused(use.bit, step, code):
-                    excused |= use.bit
-                else:
-                    self._errors.append((use.line, code, use.name))
-        return excused
-
-    def _code(self, bit: int, line: int) -> str:
-        if not bit & self._names:
-            return "undefined-variable"
-        above = any(names & bit and at < line and self._alive[at] for at, names, _, _ in self._scope.binders)
-        return "possibly-used-before-assignment" if above else "used-before-assignment"
-
-    def _is_excused(self, bit: int, step: Step, code: str) -> bool:
-        """Whether the oracle lets a use pass: it asks only once for a name, and not inside the branch that binds it.
-
-        In functions, a name is asked for at its first use and not again, and one that is bound later in the
-        same block counts as bound there if that is, or stands in, a branch of an `if` (by no `x += 1`) or a `for`.
-        """
-        if self._scope.kind != "function" or code == "undefined-variable":
-            return False
-        if self._used & ~self._deleted & bit:
-            return True
-        if code == "possibly-used-before-assignment":
-            return False
-        plain, augmented = set[int](), set[int]()
-        for at, names, binder, under in self._scope.binders:
-            if names & bit and self._alive[at]:
-                (augmented if binder is not None and binder.augmented else plain).add(under)
-        branches = loops = 0
-        for clause in self._within:
-            loops += clause.kind == "loop" and clause.tail is not None
-            branches += clause.kind in ("if", "elif", "else")
-            if clause.line in plain and (loops or (branches and not step.augmented)):
-                return True
-            if clause.line in augmented and loops:
-                return True
-        return False
-
-    def _unbound_nonlocals(self, unbound: int) -> list[Error]:
-        return [
-            (line, "misplaced-statement", "")
-            for scope in self._outline.scopes
-            for line, names, nonlocal_ in scope.elsewhere
-            if nonlocal_ and names & unbound and self._alive[line]
-        ]
-
-    def _missing_exports(self, known: int) -> list[Error]:
-        errors: list[Error] = []
-        for step in self._outline.exporting:
-            if self._alive[step.line]:
-                partial = step.span is not None and self._alive.find(0, step.line, step.end + 1) >= 0
-                steps = (step.span.steps(self._alive) or ()) if partial and step.span is not None else (step,)
-                entries = [entry for each in steps for entry in each.exports]
-                errors += [(line, "undefined-all-variable", name) for bit, line, name in entries if bit & ~known]
-        return errors
 
 
 _COMPOUND: dict[int, Callable[[Flow, Step, int], int]] = {

@@ -7,7 +7,7 @@ Called by the sampler.
 import ast
 from collections.abc import Sequence
 
-from engine.lintseq.linting import LineNumbers, no_warnings
+from engine.lintseq.linting import LineNumbers, no_warnings, without_mark
 
 
 def candidates(lines: Sequence[str], *, by_looks: bool = False) -> list[int]:
@@ -45,7 +45,7 @@ def _ends_of_assignments(lines: Sequence[str]) -> dict[int, int]:
     numbers = LineNumbers(lines)
     try:
         with no_warnings():
-            tree = ast.parse("\n".join(lines))
+            tree = ast.parse("\n".join(without_mark(lines)))
     except (SyntaxError, ValueError, RecursionError, MemoryError):
         return {}
     assignments = (each for each in ast.walk(tree) if isinstance(each, ast.Assign | ast.AnnAssign))

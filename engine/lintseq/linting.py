@@ -159,6 +159,11 @@ def blamed_line(message: str, number: int | None) -> int | None:
     return number
 
 
+def without_mark(lines: Sequence[str]) -> Sequence[str]:
+    """The lines without the byte order mark that a file may begin with, as Python reads it."""
+    return [lines[0][1:], *lines[1:]] if lines and lines[0].startswith("\ufeff") else lines
+
+
 _warnings_lock = threading.Lock()
 
 

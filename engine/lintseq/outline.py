@@ -8,6 +8,7 @@ lines and some of them go, its `span` knows what is left.
 Left out: building and following. Called by both.
 """
 
+from collections.abc import Sequence
 from typing import Protocol
 
 SIMPLE, JUMP, BLIND, IF, LOOP, TRY, WITH, MATCH, DEF, CLASS = range(10)
@@ -89,14 +90,26 @@ class Clause:
 class Scope:
     """A function's or a class's body, and all that binds names in it."""
 
-    __slots__ = ("binders", "elsewhere", "end", "kind", "memo", "start")
+    __slots__ = ("_by_bit", "binders", "elsewhere", "end", "kind", "memo", "start")
 
     def __init__(self, kind: str) -> None:
         self.kind = kind  # module, class or function
         self.binders: list[tuple[int, int, Step | None, int]] = []
-        """(line, names, step if it stands on several lines, line of the header it stands under) of what binds."""
+        """(line, names, step, line of the header it stands under) of what binds; no step for a header."""
+        self._by_bit: dict[int, list[tuple[int, Step | None, int]]] | None = None
         self.elsewhere: list[tuple[int, int, bool]] = []
         """(line, names, whether nonlocal) of each `global` and `nonlocal`."""
         self.start = self.end = 0
         self.memo: dict[bytes, tuple[int, int, list[tuple[int, str, str]], list[int]]] = {}
         """What `engine.lintseq.flow` found, by which lines were there."""
+
+    def binders_of(self, bit: int) -> Sequence[tuple[int, Step | None, int]]:
+        """Those of `binders` that bind one name; to be asked for when all of them are known."""
+        if self._by_bit is None:
+            self._by_bit = {}
+            for line, names, step, under in self.binders:
+                while names:
+                    lowest = names & -names
+                    names ^= lowest
+                    self._by_bit.setdefault(lowest, []).append((line, step, under))
+        return self._by_bit.get(bit, ())

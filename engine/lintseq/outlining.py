@@ -250,7 +250,7 @@ class Outline(Statements):
         self._scope = outer
         self._depth -= 1
         self._header(node, clause)
-        if clause.last > first:
+        if clause.last > first and not is_class:  # a class without one of its bases is another class
             clause.span = Span(self.part, outer, node, self.lines, clause)
         head = (*step.decorators, *clause.head)
         outer.binders += [(each.line, each.binds, None, self._under) for each in head if each.binds]

@@ -23,7 +23,16 @@ from pylint.lint import PyLinter
 from pylint.reporters import CollectingReporter
 from pylint.utils import ASTWalker, FileState
 
-from engine.lintseq.linting import NAME_CODES, SYNTAX_ERROR, Finding, LineNumbers, Unlintable, blamed_line, no_warnings
+from engine.lintseq.linting import (
+    NAME_CODES,
+    SYNTAX_ERROR,
+    Finding,
+    LineNumbers,
+    Unlintable,
+    blamed_line,
+    no_warnings,
+    without_mark,
+)
 
 _MODULE = "headrace_lintseq_program"
 # Parsed modules and inference results pile up in astroid; dropping them costs about one lint.
@@ -72,7 +81,7 @@ class PylintLinter:
                 clear_lru_caches()
                 astroid.MANAGER.clear_cache()
                 gc.collect()
-            return self._check(lines)
+            return self._check(without_mark(lines))
 
     def _check(self, lines: Sequence[str]) -> list[Finding]:
         numbers = LineNumbers(lines)

@@ -75,9 +75,9 @@ def sample_edit_sequence(
 def prepare(program: str, linter: Linter, options: LintSeqOptions) -> "Prepared":
     """Do once per program what all its paths share: candidates, weights, and the errors it has as it stands.
 
-    The clock of `options.max_seconds` starts here. Raises `TimeLimit`.
+    The clock of `options.max_seconds` starts here: CPU time of the calling thread. Raises `TimeLimit`.
     """
-    deadline = time.perf_counter() + options.max_seconds
+    deadline = time.thread_time() + options.max_seconds
     prepared = _prepared(program, linter, options, deadline)
     if options.initial_errors == "repair" and prepared.erroneous:
         rest = _prepared(prepared.repaired(linter), linter, options, deadline)
@@ -117,7 +117,7 @@ class Prepared:
     `candidates` are the lines that may be drawn; `weights` and `family_end` have one entry per line: the line's share
     in a draw, and the end of the run of lines after it that are indented deeper. `initial` holds the errors of the
     whole program, `given` those of them (code, name) that are none of the sampler's business; `deadline` is a time of
-    `time.perf_counter`; `found` are the errors that were repaired.
+    `time.thread_time`; `found` are the errors that were repaired.
     """
 
     lines: list[str]
@@ -258,7 +258,7 @@ class Prepared:
         """Delete lines and all that must go with them until the linter is content again; those that went."""
         gone: list[int] = []
         while queue:
-            if time.perf_counter() > self.deadline:
+            if time.thread_time() > self.deadline:
                 raise TimeLimit
             before = len(gone)
             for index in queue:

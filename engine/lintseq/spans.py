@@ -13,6 +13,8 @@ from engine.lintseq.outline import Clause, Scope, Step
 Outlined = Callable[[ast.stmt, Sequence[int], Scope, Clause | None], list[Step]]
 """Makes the steps of a statement parsed from some of a program's lines; see `Outline.part`."""
 
+_MEMO = 100
+"""Most choices of lines remembered of one statement; each costs memory in proportion to what is left."""
 _QUOTES = (b'"""', b"'''")
 
 
@@ -40,6 +42,8 @@ class Span:
         if self._is_string and isinstance(self._whole, Step):
             return [self._whole] if kept[-1] else None
         if kept not in self._known:
+            if len(self._known) >= _MEMO:
+                self._known.clear()
             self._known[kept] = self._parsed([line for line, here in enumerate(kept, self._start) if here])
         return self._known[kept]
 

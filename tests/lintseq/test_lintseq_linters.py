@@ -1,5 +1,6 @@
 """What each linter objects to, and how far the fast one agrees with the oracle on real code."""
 
+import subprocess
 import sys
 
 import astroid
@@ -223,3 +224,13 @@ def test_a_star_import_may_define_anything() -> None:
 def test_type_parameters_are_names_of_their_own() -> None:
     program = "def f[T](a: T) -> T:|    return a|class C[K](list[K]):|    k: K|type P[V] = list[V]|print(T)"
     assert [each.line for each in FAST.check(program.split("|"))] == [5]
+
+
+def test_names_put_among_the_built_in_ones_are_not_defined() -> None:
+    code = (
+        "import builtins; builtins.injected = lambda: 1; builtins._ = builtins.also = 3\n"
+        "from engine.lintseq import FastLinter\n"
+        "print([each.name for each in FastLinter().check(['injected', '_', 'also', 'open', 'OSError', 'Ellipsis'])])"
+    )
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    assert found == "['injected', '_', 'also']\n"

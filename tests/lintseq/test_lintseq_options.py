@@ -6,7 +6,7 @@ import pytest
 
 from engine.config import build_recipe
 from engine.errors import RecipeError
-from engine.lintseq import FastLinter, LintSeqOptions, apply_edit_sequence, layout, sample_edit_sequence
+from engine.lintseq import FastLinter, LintSeqOptions, PylintLinter, apply_edit_sequence, layout, sample_edit_sequence
 from engine.lintseq.sampler import Prepared, TimeLimit, prepare, weighted_draws
 from jobs.lintseq import RECIPE
 
@@ -161,3 +161,54 @@ def test_a_repaired_program_that_takes_too_long_stays_repaired(monkeypatch):
 
 def _too_long(prepared, seed):
     raise TimeLimit
+
+
+class Slow:
+    """A linter that takes a second of the clock for every lint."""
+
+    def __init__(self, patch):
+        self.seconds = 0.0
+        patch.setattr("engine.lintseq.sampler.time.thread_time", lambda: self.seconds)
+
+    def check(self, lines):
+        self.seconds += 1
+        return []
+
+
+@pytest.mark.parametrize(("keys", "lints"), [({}, 21), ({"max_seconds": 3}, 4)])
+def test_a_program_stops_at_the_first_lint_after_its_time(monkeypatch, keys, lints):
+    linter = Slow(monkeypatch)
+    program = "\n".join(f"x{number} = 1" for number in range(100))
+    edits = sample_edit_sequence(program, seed=0, linter=linter, options=LintSeqOptions(**keys))
+    assert len(edits) == 1
+    assert linter.seconds == lints
+
+
+def test_thousands_of_names_used_before_they_are_bound_are_told_in_the_default_time():
+    program = "".join(f"print(n{number})\n" for number in range(4000)) + "".join(
+        f"n{number} = 1\n" for number in range(4000)
+    )
+    assert len({each.line for each in FastLinter().check(program.split("\n"))}) == 4000
+    outline = FastLinter().watch(program.split("\n"))._flows[0]._outline
+    assert [line for line, _, _ in outline.module.binders_of(outline.bit("n7"))] == [4007]
+
+
+def test_what_is_remembered_of_a_long_statement_is_bounded():
+    program = "x = {\n" + "".join(f"    'k{number}': {number},\n" for number in range(400)) + "}\n"
+    watched = FastLinter().watch(program.split("\n"))
+    (step,) = watched._flows[0]._outline.body
+    for gone in range(1, 400):
+        alive = bytearray(b"\1") * 403
+        alive[gone] = 0
+        assert watched.errors(alive, frozenset()) == []
+    assert 0 < len(step.span._known) <= 100
+
+
+def test_a_byte_order_mark_is_no_error():
+    program = "\ufeff# é\nx = 1\ny = x\n"
+    for linter in (FastLinter(), PylintLinter()):
+        assert linter.check(program.split("\n")) == []
+        edits = sample_edit_sequence(program, seed=1, linter=linter)
+        assert len(edits) > 1
+        assert apply_edit_sequence(edits) == program
+    assert [len(sample_edit_sequence("\ufeff'''a\nb'''\nx = 1\n", seed=seed)) for seed in range(4)] == [2] * 4
