@@ -307,7 +307,7 @@ def _publish(folder, columns):
         (["lintseq.language=cobol"], "add linter: syntax"),
         (["lintseq.language=cobol", "lintseq.linter=syntax"], "Install it: pip install tree-sitter-cobol"),
         (["lintseq.linter=sintax"], "'fast', 'pylint' or 'syntax'"),
-        (["lintseq.tokenizer=package:nothing"], "nothing"),
+        (["lintseq.tokenizer=pkg:nothing"], "There is no packaged model pkg:nothing"),
         (["lintseq.tokenizer=in"], "in"),
         (["lintseq.max_edit_lines=0"], "'lintseq.max_edit_lines'"),
     ],

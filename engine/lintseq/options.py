@@ -42,8 +42,8 @@ class LintSeqOptions(Section):
     max_seconds: float = Field(default=20.0, gt=0)
     """A program that takes more CPU time, all paths together, is dropped (outside a job: a single insertion)."""
     tokenizer: str | None = None
-    """Count the tokens of each training text with this tokenizer: a directory, a .gguf file, `package:NAME` or a name
-    on the hub."""
+    """Count the tokens of each training text with this model's tokenizer: a directory, a name on the hub, or
+    `pkg:NAME`."""
     max_tokens: int = Field(default=1024, ge=1)
     """The length of training texts that the report of token counts looks at."""
     max_rounds: int = Field(default=512, ge=1)

