@@ -6,6 +6,7 @@ What becomes of a question, by class of failure:
     408, 409, 425, 429, 5xx,         tried again after a growing wait, or the one the endpoint asks for; `unreachable`
     no connection                    when patience runs out
     no answer in time                `timeout`, at its worst price, since the endpoint may have done the work
+    an answer that breaks off        `no answer`, at its worst price as well
     another 4xx                      `refused`: this text is too long, or not to the endpoint's liking
     key, model or address unknown,   raised at once as a `HeadraceError`: every further question would fail too
     quota used up
@@ -29,7 +30,7 @@ from typing import TYPE_CHECKING, Any
 from engine.errors import HeadraceError
 from engine.retries import Infrastructure, Patience
 from engine.sieve.options import TeacherOptions
-from engine.sieve.teacher import PROMPT, Snippet, Verdict, fill, hash_of, parse_verdict
+from engine.sieve.teacher import PROMPT, TRANSIENT, Snippet, Verdict, fill, hash_of, parse_verdict
 from engine.storage import redact
 
 if TYPE_CHECKING:
@@ -95,8 +96,18 @@ class EndpointTeacher:
         pool = ThreadPoolExecutor(self.at_once, thread_name_prefix="endpoint")
         try:
             futures = {pool.submit(self._judge, client, snippet, stop): at for at, snippet in enumerate(snippets)}
+            failed = None
             for future in as_completed(futures):
-                yield futures[future], future.result()
+                failed = future.exception()
+                if failed is not None:
+                    break
+                yield futures.pop(future), future.result()
+            if failed is not None:
+                # What is answered is paid for: it is handed over first.
+                for future, at in futures.items():
+                    if future.done() and not future.cancelled() and future.exception() is None:
+                        yield at, future.result()
+                raise failed
         finally:
             # Nobody waits for answers in flight when something is wrong; without this, waits for a retry would go on.
             stop.set()
@@ -115,8 +126,8 @@ class EndpointTeacher:
         except Infrastructure as failure:
             verdict, last = Verdict(None, "unreachable"), failure.reason
         else:
-            last = verdict.words if verdict.reason == "refused" else "no answer in time"
-        if verdict.reason not in ("unreachable", "timeout", "refused"):
+            last = verdict.words or verdict.reason
+        if verdict.reason not in (*TRANSIENT, "refused"):
             self._in_a_row = 0
             return verdict
         if stop.is_set():
@@ -135,12 +146,14 @@ class EndpointTeacher:
 
         text = self._text(snippet)
         parameters = self._parameters
+        end = time.monotonic() + self._options.timeout_seconds
         try:
             # The raw body: what a broken endpoint answers must not meet a parser that trusts it.
-            response = client.chat.completions.with_raw_response.create(
+            with client.chat.completions.with_streaming_response.create(
                 model=self._options.model, messages=[{"role": "user", "content": text}], **parameters
-            )
-            return self._read(response.http_response.content, snippet)
+            ) as response:
+                body, broken = _body(response, end)
+            return Verdict(None, broken, *self.most_tokens(snippet)) if broken else self._read(body, snippet)
         except openai.APITimeoutError as error:
             # Not even connected, so nothing was done that could cost something.
             if "Connect" not in type(error.__cause__).__name__ and "Pool" not in type(error.__cause__).__name__:
@@ -233,6 +246,23 @@ class EndpointTeacher:
 
 def _rebuild(options: TeacherOptions, criterion: str, patience: Patience) -> EndpointTeacher:
     return EndpointTeacher(options, criterion, patience=patience)
+
+
+def _body(response: Any, end: float) -> tuple[bytes, str]:
+    """The whole body of a response, and what came in between: "", "timeout" or "no answer" (broken off).
+
+    The client's own time-out is for each piece of a body, and some endpoints send blanks while they think.
+    """
+    body = bytearray()
+    try:
+        for piece in response.iter_bytes():
+            body += piece
+            if time.monotonic() > end:
+                return b"", "timeout"
+    # The library below the client is another one in another version, and so are its exceptions.
+    except Exception as error:  # noqa: BLE001
+        return b"", "timeout" if "Timeout" in type(error).__name__ else "no answer"
+    return bytes(body), ""
 
 
 def _at(value: Any, key: str | int) -> Any:

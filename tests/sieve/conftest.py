@@ -30,6 +30,7 @@ class Endpoint:
     slow            answers after `slow_seconds`
     long            400, as for a text that is too long
     cut             a verdict that was cut off at the longest answer
+    trickle         blanks for `slow_seconds`, then the answer        torn            half an answer
     odd-...         JSON of the wrong shape; html: no JSON at all
     """
 
@@ -123,11 +124,20 @@ def _handler(endpoint: Endpoint) -> type[BaseHTTPRequestHandler]:
             status, answer, headers = endpoint.reply(body, self.headers.get("Authorization", ""))
             html = isinstance(answer, str)
             data = answer.encode() if html else json.dumps(answer).encode()
+            words = body["messages"][0]["content"]
+            blanks = 10 if "trickle" in words else 0
             self.send_response(status)
             for name, value in {"Content-Type": "text/html" if html else "application/json", **headers}.items():
                 self.send_header(name, value)
-            self.send_header("Content-Length", str(len(data)))
+            self.send_header("Content-Length", str(len(data) + blanks))
             self.end_headers()
+            for _ in range(blanks):
+                self.wfile.write(b" ")
+                time.sleep(endpoint.slow_seconds / blanks)
+            if "torn" in words:
+                self.wfile.write(data[: len(data) // 2])
+                self.close_connection = True
+                return
             self.wfile.write(data)
             endpoint.answered[body["messages"][0]["content"].partition("|")[2]] += status == 200
 

@@ -229,6 +229,19 @@ def test_what_arrived_before_an_error_is_kept(place):
     assert again.queries == 6
 
 
+def test_after_a_kill_the_answers_that_had_arrived_are_known_at_their_price(place):
+    budget = ledger(place)
+    budget.ask(Fake(lambda text, _: Verdict(None if text == "b" else True, "x", tokens_in=6)), texts("a", "b"))
+    ledger(place, "other").ask(Fake(fingerprint="another"), texts("c"))
+    for settled in Path(str(place / "run" / "budget")).glob("settled-*.json"):
+        settled.unlink()
+    again = ledger(place)
+    # Of the two answers about b the first, which held no verdict, is nowhere: it counts at its worst case.
+    assert (again.queries, again.tokens, again.discards) == (3, 12 + sum(WORST), {"x": 1})
+    assert [each.passed for each in again.ask(Fake(), texts("a", "b"))] == [True, None]
+    assert again.queries == 3
+
+
 def test_damaged_files_are_named(place):
     budget = ledger(place)
     budget.ask(Fake(), texts("a"))

@@ -83,6 +83,17 @@ def test_a_late_answer_costs_the_most_and_is_not_asked_again(endpoint, make):
     assert endpoint.counts["slow"] == 1
 
 
+def test_an_answer_that_trickles_is_late_and_one_that_breaks_off_is_none(endpoint, make):
+    teacher = make(timeout_seconds=0.5)
+    began = time.monotonic()
+    late, torn, good = _judge(teacher, "trickle good", "torn good", "good")
+    assert time.monotonic() - began < 1.4
+    assert [each.reason for each in (late, torn, good)] == ["timeout", "no answer", ""]
+    assert (torn.tokens_in, torn.tokens_out) == teacher.most_tokens(Snippet("torn good"))
+    assert endpoint.counts["torn good"] == 1
+    assert _judge(make(), "trickle good")[0].passed is True
+
+
 @pytest.mark.parametrize("word", ["nonsense", "html", *ODD])
 def test_nonsense_is_counted(make, word):
     assert (_judge(make(), word)[0].passed, _judge(make(), word)[0].reason) == (None, "nonsense")
@@ -123,6 +134,19 @@ def test_an_unknown_model_ends_the_asking_at_once(endpoint, make):
     with pytest.raises(HeadraceError, match="'lead' is unknown"):
         _judge(make(model="lead"), *(f"text {n}" for n in range(50)))
     assert sum(endpoint.counts.values()) < 50
+
+
+def test_what_is_answered_is_handed_over_before_an_error(endpoint, make):
+    endpoint.slow_seconds = 0.3
+    texts = ["good", "slow quota", *(f"text {n}" for n in range(6))]
+    asking = make().judge([Snippet(text) for text in texts])
+    said = []
+    with pytest.raises(HeadraceError, match="No quota"):  # noqa: PT012
+        for at, _ in asking:
+            said.append(at)
+            # All are answered by the time that the second is read.
+            time.sleep(0.6 if len(said) == 1 else 0)
+    assert sorted(said) == [0, 2, 3, 4, 5, 6, 7]
 
 
 def test_no_quota_ends_the_asking_at_once(endpoint, make):
