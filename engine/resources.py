@@ -41,6 +41,12 @@ class Demand:
     key: str = ""
     """Recipe key that sets the count, where there is one."""
 
+    def __str__(self) -> str:
+        needs = [f"{self.cpus:g} CPU"] if self.cpus else []
+        needs += [f"{self.gpus:g} GPU"] if self.gpus else []
+        needs += [f"{self.memory / 1e9:.1f} GB"] if self.memory else []
+        return f"{self.count} {self.what}" + (f" of {', '.join(needs)} each" if needs else "")
+
 
 @dataclass(frozen=True)
 class Node:

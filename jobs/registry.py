@@ -12,6 +12,8 @@ from engine.errors import RecipeError
 
 JOBS = {
     "corpus": "Stream a corpus of any format into a published dataset.",
+    "sieve": "Filter a corpus by a plain-language criterion, learned from a few labels of a costly teacher.",
+    "sieve-apply": "Filter a corpus with a student that is published already.",
     "lintseq": "Refactor programs into sequences of error-free edits.",
     "pipeline": "Walk a list of jobs, each one's output handed to the next.",
 }
@@ -28,4 +30,4 @@ def known_job(name: str, among: Iterable[str] = JOBS) -> None:
 
 def load_job(name: str) -> Any:
     """The module of a job: it has `RECIPE` (the recipe class) and `run(recipe, call) -> Outcome`."""
-    return import_module(f"jobs.{name}")
+    return import_module(f"jobs.{name.replace('-', '_')}")

@@ -14,6 +14,9 @@ from engine.config import Section, knob
 STDLIB = "stdlib:"
 """The path that stands for the standard library of the running interpreter."""
 
+PACKAGE = "package:"
+"""Begins a path that stands for a directory of an installed package: `package:NAME/below`."""
+
 _SHARD_MB: dict[str, float] = {"parquet": 64, "jsonl": 64, "warc": 64, "text": 16, "html": 16, "python": 0.5}
 _MEGABYTE = 1_000_000
 
@@ -22,7 +25,8 @@ class SourceConfig(Section):
     """Which files a job reads and how it reads them."""
 
     paths: list[str] = Field(min_length=1)
-    """Files, directories, globs or URIs (file, s3, gs, az, hf); `stdlib:` is this Python's standard library."""
+    """Files, directories, globs or URIs (file, s3, gs, az, hf); `stdlib:` is this Python's standard library,
+    `package:NAME/below` a directory of an installed package."""
     format: Literal["auto", "parquet", "jsonl", "text", "python", "html", "warc"] = "auto"
     """Format of all inputs; `auto` goes by the suffix and refuses mixtures."""
     roots: list[str] = knob(["."])

@@ -43,9 +43,15 @@ def published_before(output: UPath, identity: Identity) -> Dataset | None:
 
 
 def make_manifest(
-    plan: Plan, records: Mapping[int, Record], staging: UPath, identity: Identity, recipe: DataRecipe, schema_name: str
+    plan: Plan,
+    records: Mapping[int, Record],
+    staging: UPath,
+    identity: Identity,
+    recipe: DataRecipe,
+    schema_name: str,
+    models: Mapping[str, str],
 ) -> Manifest:
-    """The manifest of a finished run: its parts in plan order and what the records count."""
+    """The manifest of a finished run: its parts in plan order, what the records count, the models that took part."""
     ordered = [records[shard.index] for shard in plan.shards]
     parts = tuple(record.part for record in ordered if record.part)
     counts: Counter[str] = Counter({"read": 0, "quarantined": 0})
@@ -65,6 +71,7 @@ def make_manifest(
         inputs_fingerprint=identity.inputs_fingerprint,
         code_version=code_version(),
         seed=recipe.seed,
+        models=dict(models),
         counts=dict(counts),
         statistics=merge_counts([record.statistics for record in ordered]),
     )

@@ -8,6 +8,7 @@ Left out: contents (`engine.corpus.readers`). Called by the planner, in the driv
 """
 
 import hashlib
+import importlib.util
 import os
 import stat
 import sysconfig
@@ -22,7 +23,7 @@ from typing import Any, TypeVar
 from upath import UPath
 
 from engine.artifacts import Parent, is_dataset, read_dataset
-from engine.corpus.config import STDLIB, SourceConfig
+from engine.corpus.config import PACKAGE, STDLIB, SourceConfig
 from engine.errors import SourceError
 from engine.storage import is_inside, is_local, locate, redact, scheme_of
 
@@ -37,6 +38,8 @@ SUFFIXES: dict[str, tuple[str, ...]] = {
 
 _EXCLUDED = (".*", "__pycache__", "site-packages", "dist-packages", "node_modules", "_SUCCESS", "_*metadata")
 _EXCLUDED_OF_STDLIB = (*_EXCLUDED, "test", "tests", "idlelib", "turtledemo", "ensurepip")
+
+_EXCLUDED_OF_PACKAGE = (".*", "__pycache__")
 
 _WHOLE_HASH_BYTES = 8 * 2**20
 _EDGE_BYTES = 2**20
@@ -126,6 +129,8 @@ class _Entry:
     def expand(self, entry: str) -> list[InputFile]:
         if entry == STDLIB:
             return self._standard_library()
+        if entry.startswith(PACKAGE):
+            return self._package(entry)
         if not entry.strip():
             raise SourceError("An entry of source.paths is empty.", "Name a file, a directory, a glob or a URI.")
         local = scheme_of(entry) == "file"
@@ -157,6 +162,25 @@ class _Entry:
         self.roots = [str(top)]
         selection = _Selection(self.include or ["*.py"], self._excluded(_EXCLUDED_OF_STDLIB))
         return [replace(file, format="python") for file in self._below(top, selection)]
+
+    def _package(self, entry: str) -> list[InputFile]:
+        """The data files of an installed package, whose code is not imported."""
+        name, _, below = entry.removeprefix(PACKAGE).partition("/")
+        # Only a package at the top is looked for: finding one inside another would import the outer one.
+        found = importlib.util.find_spec(name) if name.isidentifier() else None
+        if found is None or not found.submodule_search_locations:
+            raise SourceError(f"There is no installed package {name!r}.", "Install it: pip install --no-deps NAME.")
+        package = Path(found.submodule_search_locations[0]).resolve()
+        top = (package / below).resolve()
+        if not top.is_dir() or not top.is_relative_to(package):
+            raise SourceError(f"The package {name} has no directory {below!r}.", f"Look into {package}.")
+        self.roots = [str(top)]
+        files = self._below(UPath(top), _Selection(self._included(), self._excluded(_EXCLUDED_OF_PACKAGE)))
+        if not files:
+            raise SourceError(
+                f"{entry} holds no input files.", "Say which to take with source.format or source.include."
+            )
+        return files
 
     def _included(self) -> Sequence[str]:
         if self.include is not None:

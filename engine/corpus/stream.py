@@ -106,18 +106,22 @@ def stream(
     stall_seconds: float,
     cores: int | None = None,
     actors_at_once: int = 1,
+    cpus: float = FUSED_CPUS,
 ) -> Generator[dict[str, Any], None, None]:
     """Run shards through the stages and yield each shard's result, a row of the sink's one-row tables, as it comes.
 
     `cores` bounds the logical cores in use; without it the whole cluster is. Pools of actors start at
-    `actors_at_once` and grow to the stage's number as an autoscaler makes room. Closing the iterator ends what runs.
+    `actors_at_once` and grow to the stage's number as an autoscaler makes room. Without stages a task asks for `cpus`
+    of a core. Closing the iterator ends what runs.
     Raises the `HeadraceError` a worker raised, or `DeadlineExceeded` if nothing moves for `stall_seconds`.
     """
     if not shards:
         return
     _settle(DataContext.get_current(), stall_seconds, cores)
-    way = _by_actors if alone(stages) else _by_tasks
-    data = way(shards, read, stages, sink, actors_at_once)
+    if alone(stages):
+        data = _by_actors(shards, read, stages, sink, actors_at_once)
+    else:
+        data = _by_tasks(shards, read, stages, sink, actors_at_once, IO_CPUS if stages else cpus)
     waiting = {shard.index: shard for shard in shards}
     try:
         for batch in data.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0):
@@ -131,7 +135,7 @@ def stream(
             "Look at those inputs, or raise stall_seconds if one shard may take that long; rerunning resumes.",
         ) from None
     except Exception as error:
-        ours = _user_error(error)
+        ours = user_error(error)
         if ours is None:
             raise
         raise ours from None
@@ -163,10 +167,9 @@ def _by_actors(
 
 
 def _by_tasks(
-    shards: Sequence[Shard], read: Read, stages: Sequence[Stage], sink: _Sink, actors_at_once: int
+    shards: Sequence[Shard], read: Read, stages: Sequence[Stage], sink: _Sink, actors_at_once: int, io_cpus: float
 ) -> "ray.data.Dataset":
     """Tasks that read and write, and a pool of actors for each stage in between."""
-    io_cpus = IO_CPUS if stages else FUSED_CPUS
     data = ray.data.read_datasource(_Shards(shards, read), override_num_blocks=len(shards), num_cpus=io_cpus)
     for stage in stages:
         data = data.map_batches(
@@ -255,7 +258,7 @@ def _settle(context: DataContext, stall_seconds: float, cores: int | None) -> No
             handler.setLevel(logging.CRITICAL + 1)
 
 
-def _user_error(error: BaseException) -> HeadraceError | None:
+def user_error(error: BaseException) -> HeadraceError | None:
     """The `HeadraceError` inside whatever Ray wrapped around it."""
     seen: list[BaseException] = [error]
     while seen:

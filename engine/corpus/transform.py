@@ -8,6 +8,8 @@ shards before reading and goes on. Calling it once more after it has published c
 Left out: what the stages compute (the method rooms) and how the outcome is shown (`jobs.cli`). Called by `jobs`.
 """
 
+import hashlib
+import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass, field, replace
@@ -23,7 +25,7 @@ from engine.corpus.ceiling import codec_ceiling
 from engine.corpus.config import FilterConfig
 from engine.corpus.duplicates import HashSink, find_duplicates
 from engine.corpus.ledger import Identity, Ledger, Record
-from engine.corpus.plan import make_plan
+from engine.corpus.plan import Plan, make_plan
 from engine.corpus.publication import make_manifest, published_before
 from engine.corpus.recipe import DataRecipe
 from engine.corpus.report import closing_sections, common_sections
@@ -42,11 +44,24 @@ _log = get_logger("corpus")
 
 
 @dataclass(frozen=True)
+class Workshop:
+    """What a job may use to make what its stages need: its run directory and plan, how shards are read, its clock."""
+
+    home: UPath
+    plan: Plan
+    read: Read
+    recipe: DataRecipe
+    watch: Stopwatch
+
+
+@dataclass(frozen=True)
 class Transform:
     """One kind of job over a corpus: the schemas at both ends and what happens in between.
 
     `stages(cores)` builds the actor stages for a number of cores; `statistics` counts over a finished part (counts add
-    up over parts); `narrate` adds the job's own sections to the report.
+    up over parts); `narrate` adds the job's own sections to the report. `first` makes what the stages need, with Ray
+    up and the run claimed; it is called each time there are shards left, and resumes by itself. `uses` are models the
+    output depends on, name -> fingerprint; `models` tells those of the manifest once the stages have run.
     """
 
     job: str
@@ -59,6 +74,10 @@ class Transform:
     statistics: Callable[[pa.Table], dict[str, Any]] | None = None
     narrate: Callable[[Report, artifacts.Dataset], None] | None = None
     hints: Mapping[str, str] = field(default_factory=dict)
+    first: Callable[[Workshop], None] | None = None
+    first_demands: Sequence[Demand] = ()
+    uses: Mapping[str, str] = field(default_factory=dict)
+    models: Callable[[], Mapping[str, str]] = dict
 
     def demands(self, cores: int) -> list[Demand]:
         """All that must be schedulable at once for the job to move."""
@@ -92,7 +111,7 @@ class _Job:
         self.identity = Identity(
             job=transform.job,
             recipe_fingerprint=recipe.fingerprint(),
-            inputs_fingerprint=self.plan.fingerprint(),
+            inputs_fingerprint=_combined(self.plan.fingerprint(), transform.uses),
             shards=len(self.plan.shards),
         )
         self._check_output()
@@ -122,7 +141,7 @@ class _Job:
                     self._stream(claimed, done, tally, staging, ray_session)
             with self.watch.phase("publish"):
                 manifest = make_manifest(
-                    self.plan, done, staging, self.identity, self.recipe, schema_name=self.transform.writes
+                    self.plan, done, staging, self.identity, self.recipe, self.transform.writes, self.transform.models()
                 )
                 published = artifacts.publish(staging, self.output, manifest)
             # Still under the claim: a second run with --fresh would move the directory away under the report.
@@ -178,6 +197,9 @@ class _Job:
         if transform.filters.exact_duplicates:
             with self.watch.phase("duplicates"):
                 read = self._without_duplicates(read, self.home.path / "duplicates" / ledger.run)
+        if transform.first:
+            preflight(transform.first_demands, room)
+            transform.first(Workshop(self.home.path, plan, read, recipe, self.watch))
         sink = Sink(staging, self.home.path, ledger, keep_dropped=recipe.keep_dropped, statistics=transform.statistics)
         todo = [shard for shard in plan.shards if shard.index not in done]
         results = stream(
@@ -231,11 +253,13 @@ class _Job:
             done = len(ledger.records())
         room = self._room()
         needed = transform.demands(self._cores(room))
+        preflight(transform.first_demands, room)
         preflight(needed, room)
         largest = max(shard.size for shard in plan.shards)
         facts = {
             "input": f"{len(plan.files):,} files, about {plan.size / 1e6:,.1f} MB uncompressed",
             "shards": f"{len(plan.shards):,} ({done:,} committed already), largest {largest / 1e6:.1f} MB",
+            **({"demand at first": "; ".join(map(str, transform.first_demands))} if transform.first_demands else {}),
             "demand": "; ".join(str(demand) for demand in needed),
             "memory per worker": f"about {(4 * largest + 400e6) / 1e9:.1f} GB",
             "output": f"{transform.writes} at {self.output}" + (" (published already)" if published else ""),
@@ -277,7 +301,8 @@ class _Job:
 
     def _origin(self) -> tuple[dict[str, Any], dict[str, str]]:
         """The resolved recipe and the input files' fingerprints, by which a refusal names what changed."""
-        return self.recipe.model_dump(mode="json"), {file.name: file.fingerprint for file in self.plan.files}
+        inputs = {file.name: file.fingerprint for file in self.plan.files}
+        return self.recipe.model_dump(mode="json"), {**inputs, **self.transform.uses}
 
     def _room(self) -> Capacity:
         """What the job would find: the cluster at the given address, else this machine."""
@@ -289,6 +314,13 @@ class _Job:
     def _cores(self, room: Capacity) -> int:
         """Cores to work on: as the recipe says, else all there are or the autoscaler may add."""
         return self.recipe.workers or room.most_cores
+
+
+def _combined(inputs: str, models: Mapping[str, str]) -> str:
+    """A fingerprint of the inputs and the models an output depends on."""
+    if not models:
+        return inputs
+    return hashlib.sha256(json.dumps([inputs, sorted(models.items())]).encode()).hexdigest()[:16]
 
 
 def _size(folder: UPath, name: str) -> int:

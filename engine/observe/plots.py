@@ -59,8 +59,11 @@ _MOST_POINTS = 2000
 _MOST_LETTERS = 40
 
 
-def histogram(counts: Mapping[int, int], xlabel: str, ylabel: str) -> str:
-    """How often each whole number occurs; a range wider than 60 is gathered into bins of equal width."""
+def histogram(counts: Mapping[int, int], xlabel: str, ylabel: str, marks: Mapping[str, float] | None = None) -> str:
+    """How often each whole number occurs; a range wider than 60 is gathered into bins of equal width.
+
+    `marks` are places on the horizontal axis, each a dashed line with its name.
+    """
 
     def draw(axes: Any) -> None:
         low, high = min(counts), max(counts)
@@ -71,6 +74,12 @@ def histogram(counts: Mapping[int, int], xlabel: str, ylabel: str) -> str:
         centres = [low + i * step + (step - 1) / 2 for i in bins]
         axes.bar(centres, list(bins.values()), width=0.82 * step, color=_SERIES[0])
         axes.set_xlim(low - 0.6 * step, low + (max(bins) + 0.6) * step + (step - 1) / 2)
+        for number, (name, place) in enumerate((marks or {}).items()):
+            axes.axvline(place, color=_SERIES[(number + 1) % len(_SERIES)], linestyle="--", linewidth=1.4)
+            axes.annotate(
+                name, (place, 0.97 - 0.08 * number), xycoords=("data", "axes fraction"), xytext=(4, 0),
+                textcoords="offset points", va="top", color=_SERIES[(number + 1) % len(_SERIES)],
+            )  # fmt: skip
         axes.set_xlabel(xlabel if step == 1 else f"{xlabel} (bins of {step:,})")
         axes.set_ylabel(ylabel)
         _whole_ticks(axes.xaxis)

@@ -1,0 +1,52 @@
+from .budget import BudgetLedger
+from .calibration import Calibration, calibrate
+from .distil import demands, distil
+from .filter import SCORE, SieveFilter, statistics
+from .loop import ActiveLoop, LoopState, Round
+from .losses import focal_loss
+from .options import BudgetOptions, FilterOptions, LoopOptions, StudentOptions, TeacherOptions, TruthOptions
+from .recipe import SieveRecipe
+from .report import describe_scores, narrate
+from .rules import Band, QueryRule, empirical_bernstein, make_rule
+from .snippets import SnippetStream
+from .student import Student
+from .teacher import Snippet, Teacher, Verdict
+from .threshold import Confusion, balanced_accuracy, balanced_threshold, confusion, trm_threshold
+
+__all__ = [
+    "SCORE",
+    "ActiveLoop",
+    "Band",
+    "BudgetLedger",
+    "BudgetOptions",
+    "Calibration",
+    "Confusion",
+    "FilterOptions",
+    "LoopOptions",
+    "LoopState",
+    "QueryRule",
+    "Round",
+    "SieveFilter",
+    "SieveRecipe",
+    "Snippet",
+    "SnippetStream",
+    "Student",
+    "StudentOptions",
+    "Teacher",
+    "TeacherOptions",
+    "TruthOptions",
+    "Verdict",
+    "balanced_accuracy",
+    "balanced_threshold",
+    "calibrate",
+    "confusion",
+    "demands",
+    "describe_scores",
+    "distil",
+    "empirical_bernstein",
+    "focal_loss",
+    "make_rule",
+    "narrate",
+    "statistics",
+    "trm_threshold",
+]

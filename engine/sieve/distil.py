@@ -1,0 +1,298 @@
+"""Distillation: from a corpus, a criterion and a teacher to a published student, resumed wherever it was stopped.
+
+    RUN/loop/RULE.json     labels and rounds of the loop (and of each control)
+    RUN/loop/learned.json  what the report tells of it
+    RUN/student            the student, published
+
+Left out: the loop itself (`engine.sieve.loop`) and the filter (`engine.sieve.filter`). Called by `jobs.sieve`, through
+`engine.corpus.run_transform`.
+"""
+
+import shutil
+import time
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack, closing
+from pathlib import Path
+from tempfile import mkdtemp
+from typing import Any
+
+import numpy as np
+from pydantic import TypeAdapter
+from upath import UPath
+
+from engine.artifacts import is_model, publish_model
+from engine.config import Section
+from engine.corpus.stream import IO_CPUS
+from engine.corpus.transform import Workshop
+from engine.errors import SchemaError
+from engine.observe import MetricsWriter, Progress, get_logger
+from engine.resources import Demand
+from engine.sieve.actors import Learners, RemoteTeacher
+from engine.sieve.budget import BudgetLedger
+from engine.sieve.calibration import sigmoid
+from engine.sieve.endpoint import EndpointTeacher
+from engine.sieve.labels_teacher import LabelsTeacher
+from engine.sieve.loop import ActiveLoop, LoopState, Round
+from engine.sieve.options import StudentOptions
+from engine.sieve.recipe import SieveRecipe
+from engine.sieve.snippets import SnippetStream, Truth, read_snippets
+from engine.sieve.student import Card
+from engine.sieve.teacher import Snippet, Teacher
+from engine.sieve.training import make_trainer
+from engine.storage import make_directory, replace
+
+_log = get_logger("sieve")
+_STATE = TypeAdapter(LoopState)
+
+
+class Opinion(Section):
+    """A validation snippet: what the teacher, the student and the truth say of it."""
+
+    text: str
+    source: str
+    teacher: bool
+    score: float
+    truth: bool | None
+
+
+class Learned(Section):
+    """What the report tells of a distillation."""
+
+    rounds: dict[str, list[Round]]
+    """By query rule, the loop's own first."""
+    ended: dict[str, str]
+    card: Card
+    sample: list[float]
+    """The student's scores of a random sample of the stream."""
+    opinions: list[Opinion]
+    other: list[float] | None
+    """Scores of the validation snippets by the other kind of student, and its threshold last."""
+    queries: int
+    tokens: int
+    money: float
+    discards: dict[str, int]
+    teacher_seconds: float
+    """Wall seconds in which answers were waited for, of all questions that were not in the cache."""
+    teacher_asked: int
+    spent: dict[str, float]
+
+
+def demands(recipe: SieveRecipe) -> list[Demand]:
+    """What has to be schedulable for the loop to run."""
+    student, teacher = recipe.student, recipe.teacher
+    found = [
+        Demand("readers", 1, cpus=IO_CPUS),
+        Demand("trainer and scorers", 1 + student.scorers, cpus=student.cpus, gpus=student.gpus),
+    ]
+    if student.workers > 1:
+        found.append(Demand("training workers", student.workers, cpus=student.cpus, gpus=student.gpus))
+    if teacher.kind in ("vllm", "scorer"):
+        found.append(Demand("teachers", teacher.actors, cpus=teacher.cpus, gpus=teacher.gpus, key="teacher.actors"))
+    return found
+
+
+def distil(recipe: SieveRecipe, shop: Workshop) -> None:
+    """Run the loop and publish the student, unless it is there already. Raises `HeadraceError`s."""
+    if is_model(shop.home / "student"):
+        return
+    if recipe.truth and recipe.truth.column not in (*shop.plan.schema.names, "source_part"):
+        raise SchemaError(
+            f"The input has no column {recipe.truth.column!r}.", f"Its columns: {', '.join(shop.plan.schema.names)}."
+        )
+    with shop.watch.phase("learn"), ExitStack() as stack:
+        _Distillation(recipe, shop, stack).run()
+
+
+class _Distillation:
+    """One distillation: its actors, the teacher and where things are kept."""
+
+    def __init__(self, recipe: SieveRecipe, shop: Workshop, stack: ExitStack) -> None:
+        self.recipe, self.shop, self.stack = recipe, shop, stack
+        self.cache = UPath(recipe.cache) if recipe.cache else UPath(recipe.runs) / "cache"
+        self.folder = shop.home / "loop"
+        make_directory(self.folder)
+        self.learners = self._learners(recipe.student)
+        with closing(self._stream()) as stream:
+            self.sample = stream.peek(recipe.loop.sample)
+        self.teacher = _Timed(self._teacher())
+
+    def run(self) -> None:
+        recipe = self.recipe
+        rules = dict.fromkeys([*recipe.controls, recipe.loop.rule])
+        states: dict[str, LoopState] = {}
+        for rule in rules:  # the loop's own last: its student stays in the actors
+            ledger = self._ledger(rule)
+            card, states[rule] = self._loop(rule, ledger)
+        own = states[recipe.loop.rule]
+        spent = self.learners.spent()
+        learned = Learned(
+            rounds={rule: states[rule].rounds for rule in reversed(rules)},
+            ended={rule: states[rule].ended for rule in reversed(rules)},
+            card=card,
+            sample=self._scores(self.learners, self.sample),
+            opinions=self._opinions(own),
+            other=self._other(own),
+            queries=ledger.queries,
+            tokens=ledger.tokens,
+            money=ledger.money,
+            discards=ledger.discards,
+            teacher_seconds=self.teacher.seconds,
+            teacher_asked=self.teacher.asked,
+            spent=spent,
+        )
+        replace(self.folder / "learned.json", learned.model_dump_json(indent=1).encode())
+        self._publish(card, own)
+
+    def _loop(self, rule: str, ledger: BudgetLedger) -> tuple[Card, LoopState]:
+        recipe, path = self.recipe, self.folder / f"{rule}.json"
+        state = _STATE.validate_json(path.read_bytes()) if path.exists() else LoopState()
+        done = len(state.labels)
+        with (
+            closing(self._stream()) as stream,
+            MetricsWriter(self.folder / rule) as metrics,
+            Progress(f"label ({rule})", recipe.budget.queries - recipe.loop.validation, "labels", done=done) as bar,
+        ):
+
+            def save(state: LoopState) -> None:
+                replace(path, _STATE.dump_json(state))
+                if state.rounds:
+                    metrics.log(len(state.rounds), **_numbers(state.rounds[-1]))
+
+            loop = ActiveLoop(
+                stream,
+                self.teacher,
+                ledger,
+                self.learners,
+                recipe.loop.model_copy(update={"rule": rule}),
+                seed=recipe.seed,
+                state=state,
+                save=save,
+                progress=_advancing(bar, done),
+            )
+            card, state = loop.run()
+            _log.info("loop ended", rule=rule, labels=len(state.labels), because=state.ended)
+            return card, state
+
+    def _publish(self, card: Card, state: LoopState) -> None:
+        recipe = self.recipe
+        trainer = make_trainer(recipe.student)
+        trainer.restore(self.learners.state())
+        local = Path(mkdtemp(prefix="student-"))
+        try:
+            trainer.student(card).save(local)
+            last = state.rounds[-1]
+            publish_model(
+                local,
+                self.shop.home / "student",
+                job="sieve",
+                recipe=recipe.model_dump(mode="json"),
+                recipe_fingerprint=recipe.fingerprint(),
+                inputs_fingerprint=self.shop.plan.fingerprint(),
+                seed=recipe.seed,
+                parents=self.shop.plan.parents,
+                models={"base": card.base_fingerprint, "teacher": self.teacher.fingerprint},
+                counts={"labels": card.labels, "queries": last.queries, "tokens": last.tokens},
+                metrics={"balanced accuracy on random labels": last.validation[0]} if last.validation else {},
+            )
+        finally:
+            shutil.rmtree(local, ignore_errors=True)
+
+    def _opinions(self, state: LoopState) -> list[Opinion]:
+        """The validation snippets with everybody's opinion."""
+        snippets = [snippet for snippet, _ in state.validation]
+        scores = self._scores(self.learners, snippets)
+        return [
+            Opinion(
+                text=snippet.text,
+                source=f"{snippet.part} [{snippet.row}]",
+                teacher=label,
+                score=score,
+                truth=snippet.truth,
+            )
+            for (snippet, label), score in zip(state.validation, scores, strict=True)
+        ]
+
+    def _other(self, state: LoopState) -> list[float] | None:
+        """The validation snippets' scores by a student of the other kind, trained on the same labels."""
+        if not self.recipe.compare or not state.validation:
+            return None
+        kind = "frozen" if self.recipe.student.kind == "encoder" else "encoder"
+        options = self.recipe.student.model_copy(update={"kind": kind, "noise": 0.0, "token_drop": 0.0})
+        learners = self._learners(options)
+        sample = [each.text for each in self.sample]
+        rate = (sum(state.labels[: state.warm]) + 0.5) / (state.warm + 1)
+        from engine.sieve.training import Labelled
+
+        labelled = Labelled([each.text for each in state.asked], np.array(state.labels, bool), rate)
+        _, card = learners.adopt(learners.start(labelled, sample, self.recipe.seed))
+        return [*self._scores(learners, [snippet for snippet, _ in state.validation]), card.threshold]
+
+    def _scores(self, learners: Learners, snippets: Sequence[Snippet]) -> list[float]:
+        found: list[float] = sigmoid(learners.logits(learners.score([each.text for each in snippets]))).tolist()
+        return found
+
+    def _learners(self, options: StudentOptions) -> Learners:
+        learners = Learners(options, self.recipe.criterion, self.cache / "features", self.recipe.stall_seconds)
+        self.stack.callback(learners.close)
+        return learners
+
+    def _ledger(self, rule: str) -> BudgetLedger:
+        home = self.shop.home if rule == self.recipe.loop.rule else self.folder / rule
+        return BudgetLedger(home, self.cache / "answers", self.recipe.budget)
+
+    def _stream(self) -> SnippetStream:
+        recipe, shop = self.recipe, self.shop
+        truth = Truth(recipe.truth) if recipe.truth else None
+        snippets = read_snippets(
+            shop.plan, shop.read, recipe.student, truth=truth, seed=recipe.seed, stall_seconds=recipe.stall_seconds
+        )
+        return SnippetStream(snippets, buffer=recipe.loop.buffer, seed=recipe.seed)
+
+    def _teacher(self) -> Teacher:
+        recipe = self.recipe
+        if recipe.teacher.kind == "labels":
+            assert recipe.truth is not None, "checked by the recipe"
+            return LabelsTeacher([recipe.truth.column, *recipe.truth.passes])
+        if recipe.teacher.kind == "endpoint":
+            return self.stack.enter_context(EndpointTeacher(recipe.teacher, recipe.criterion))
+        held_out = [each.text for each in self.sample[: recipe.teacher.calibration]]
+        teacher = RemoteTeacher(recipe.teacher, recipe.criterion, held_out, recipe.stall_seconds)
+        self.stack.callback(teacher.close)
+        return teacher
+
+
+class _Timed:
+    """A teacher whose answers are timed, from question to question."""
+
+    def __init__(self, teacher: Teacher) -> None:
+        self._teacher = teacher
+        self.seconds, self.asked = 0.0, 0
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._teacher, name)
+
+    def judge(self, snippets: Sequence[Snippet]) -> Any:
+        """See `Teacher`."""
+        started = time.perf_counter()
+        yield from self._teacher.judge(snippets)
+        self.seconds += time.perf_counter() - started
+        self.asked += len(snippets)
+
+
+def _numbers(last: Round) -> dict[str, float]:
+    found = {name: value for name, value in last.model_dump().items() if isinstance(value, int | float)}
+    if last.validation:
+        found["validation_balanced_accuracy"] = last.validation[0]
+    return found
+
+
+def _advancing(bar: Progress, done: int) -> Callable[[int], None]:
+    """Moves a bar to a number of labels."""
+    shown = done
+
+    def to(labels: int) -> None:
+        nonlocal shown
+        bar.advance(labels - shown)
+        shown = labels
+
+    return to

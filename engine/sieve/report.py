@@ -1,0 +1,223 @@
+"""What a SIEVE job reports: how well the student follows its teacher, what that cost, and where they differ.
+
+Left out: the page and the sections every job has (`engine.corpus`). Called by `jobs.sieve`.
+"""
+
+from collections import Counter
+from collections.abc import Sequence
+
+import numpy as np
+from upath import UPath
+
+from engine.artifacts import Dataset
+from engine.corpus import Ledger
+from engine.observe import Report, plots
+from engine.sieve.distil import Learned, Opinion
+from engine.sieve.loop import Round
+from engine.sieve.recipe import SieveRecipe
+from engine.sieve.threshold import Confusion, balanced_accuracy_interval, confusion
+
+_SHOWN = 8
+_CHARS = 300
+_SCALES = (100_000, 1_000_000, 10_000_000, 100_000_000)
+
+
+def narrate(report: Report, dataset: Dataset, *, recipe: SieveRecipe, student: UPath) -> None:
+    """Add SIEVE's sections to a report of its dataset."""
+    learned = Learned.model_validate_json((student.parent / "loop" / "learned.json").read_bytes())
+    rule, rounds = next(iter(learned.rounds.items()))
+    last, card = rounds[-1], learned.card
+    report.facts(
+        {
+            "criterion": recipe.criterion,
+            "labels": f"{card.labels:,}",
+            "questions": f"{learned.queries:,} of {recipe.budget.queries:,}",
+            "answers without a verdict": f"{sum(learned.discards.values()):,}",
+            "passes among the labels": f"{last.passes / last.labels:.1%}",
+            "passes in the stream, estimated": f"{card.rate:.1%}",
+            "threshold": f"{card.threshold:.3f}",
+            "the loop ended": learned.ended[rule],
+        }
+    )
+    _curves(report, learned)
+    _histogram(report, learned, last)
+    _rounds(report, rule, rounds)
+    if learned.opinions:
+        _agreement(report, learned, recipe)
+    _cost(report, learned, student.parent, dataset)
+    if learned.opinions:
+        _readings(report, learned)
+
+
+def describe_scores(report: Report, dataset: Dataset) -> None:
+    """Add what the filter alone can tell to a report of its dataset."""
+    counts = {int(bin) * 5: count for bin, count in dataset.manifest.statistics.get("scores", {}).items()}
+    if counts:
+        report.figure("Scores of what was published", plots.histogram(counts, "score in hundredths", "texts"))
+
+
+def _curves(report: Report, learned: Learned) -> None:
+    validated = {
+        rule: ([each.labels for each in rounds], [each.validation[0] for each in rounds if each.validation])
+        for rule, rounds in learned.rounds.items()
+        if all(each.validation for each in rounds)
+    }
+    if validated:
+        sizes = len(learned.opinions)
+        note = f"Balanced accuracy against the teacher on {sizes:,} random snippets that nobody trained on."
+        if len(validated) == 1:
+            note += " Name controls in the recipe to see other rules beside it."
+        report.figure("Learning curve", plots.lines(validated, "labels", "balanced accuracy"), note)
+    balance = {
+        rule: ([each.labels for each in rounds], [each.passes / each.labels for each in rounds])
+        for rule, rounds in learned.rounds.items()
+    }
+    report.figure("Passes among the labels", plots.lines(balance, "labels", "share that passes"))
+
+
+def _histogram(report: Report, learned: Learned, last: Round) -> None:
+    counts = Counter(min(int(score * 100), 99) for score in learned.sample)
+    marks = {"threshold": learned.card.threshold * 100, "least error": last.trm * 100}
+    if last.low is not None and last.high is not None and last.high - last.low < 1:
+        marks |= {"band from": last.low * 100, "band to": last.high * 100}
+    report.figure(
+        "Scores of the stream",
+        plots.histogram(dict(counts), "score in hundredths", "snippets", marks),
+        f"A random sample of {len(learned.sample):,} snippets, by the finished student.",
+    )
+
+
+def _rounds(report: Report, rule: str, rounds: Sequence[Round]) -> None:
+    columns = [
+        "round",
+        "labels",
+        "pass",
+        "band",
+        "accepted",
+        "batch passes",
+        "nearest minority",
+        "changed",
+        "validation",
+    ]
+    rows = [
+        (
+            each.number,
+            each.labels,
+            f"{each.passes / each.labels:.0%}",
+            "–" if each.low is None or each.high is None else f"{each.low:.3f} – {each.high:.3f}",
+            f"{each.asked / each.seen:.1%}" if each.seen else "–",
+            f"{each.batch_passes / each.asked:.0%}" if each.asked else "–",
+            "–" if each.nearest_minority is None else f"{each.nearest_minority:.0%}",
+            f"{each.changed:.1%}",
+            _with_interval(each.validation),
+        )
+        for each in rounds
+    ]
+    note = (
+        "Accepted: share of the snippets seen that lay in the band. Nearest minority: the rarer class among the labels"
+        " on both sides of the batch's own cut of least error, by theory never below 25 %. Changed: share of the stream on"
+        " which the decision is another than the round before."
+    )
+    report.table(f"Rounds ({rule})", columns, rows, note)
+
+
+def _agreement(report: Report, learned: Learned, recipe: SieveRecipe) -> None:
+    teacher = [each.teacher for each in learned.opinions]
+    student = [each.score > learned.card.threshold for each in learned.opinions]
+    rows = [("student against teacher", *_measures(student, teacher))]
+    if learned.other:
+        other = [score > learned.other[-1] for score in learned.other[:-1]]
+        kind = "frozen" if learned.card.kind == "encoder" else "encoder"
+        rows.append((f"{kind} student against teacher", *_measures(other, teacher)))
+    known = [at for at, each in enumerate(learned.opinions) if each.truth is not None]
+    if known and recipe.teacher.kind != "labels":
+        truth = [bool(learned.opinions[at].truth) for at in known]
+        rows.append(("teacher against the truth", *_measures([teacher[at] for at in known], truth)))
+        rows.append(("student against the truth", *_measures([student[at] for at in known], truth)))
+    columns = [
+        "",
+        "pass, pass",
+        "fail, pass",
+        "pass, fail",
+        "fail, fail",
+        "balanced accuracy",
+        "F1",
+        "precision",
+        "recall",
+    ]
+    report.table(
+        "Agreement",
+        columns,
+        rows,
+        f"On {len(learned.opinions):,} random snippets that nobody trained on. Columns name the first's verdict, then"
+        " the second's; intervals hold 95 %.",
+    )
+
+
+def _cost(report: Report, learned: Learned, home: UPath, dataset: Dataset) -> None:
+    records = Ledger(home).records().values()
+    texts = sum(record.rows_in for record in records)
+    scored = sum(record.seconds.get("score", 0.0) for record in records)
+    if not (texts and scored and learned.teacher_asked and learned.teacher_seconds):
+        return
+    student = scored / texts
+    teacher = learned.teacher_seconds / learned.teacher_asked
+    training = learned.spent["train seconds"] + learned.spent["score seconds"]
+    relative = learned.queries / texts + student / teacher + training / (texts * teacher)
+    rows = [
+        ("questions asked (Q)", f"{learned.queries:,}", f"{learned.tokens:,} tokens, {learned.money:,.2f} in money"),
+        ("a question (t)", f"{teacher * 1e3:,.1f} ms", "wall time in which answers were waited for, per question"),
+        ("a text through the filter (s)", f"{student * 1e3:,.1f} ms", "time of the filter's actors, per text"),
+        ("training and scoring in the loop (T)", f"{training:,.1f} s", "CPU time of the student's actors"),
+        (f"these {texts:,} texts", f"{relative:.1%}", "Q/N + s/t + T/(N t), of asking about every text"),
+    ]
+    rows += [
+        (
+            f"{count:,} texts",
+            f"{learned.queries / count + student / teacher + training / (count * teacher):.2%}",
+            "projected",
+        )
+        for count in _SCALES
+        if count > texts
+    ]
+    report.table("Cost", ["", "", "how it is counted"], rows, "Projections keep Q, s, t and T as measured in this run.")
+
+
+def _readings(report: Report, learned: Learned) -> None:
+    threshold = learned.card.threshold
+    apart = [each for each in learned.opinions if each.teacher != (each.score > threshold)]
+    alike = [each for each in learned.opinions if each.teacher == (each.score > threshold)]
+    rng = np.random.default_rng(0)
+    for title, found in (("Disagreements", apart), ("Agreements, a sample", alike)):
+        chosen = [found[at] for at in rng.permutation(len(found))[:_SHOWN]]
+        note = f"{len(found):,} of {len(learned.opinions):,} random snippets."
+        report.table(title, ["teacher", "score", "truth", "text"], [_reading(each) for each in chosen], note)
+
+
+def _reading(each: Opinion) -> tuple[str, str, str, str]:
+    truth = "–" if each.truth is None else _word(each.truth)
+    text = each.text if len(each.text) <= _CHARS else f"{each.text[:_CHARS]} [cut]"
+    return _word(each.teacher), f"{each.score:.3f}", truth, text
+
+
+def _measures(predicted: Sequence[bool], actual: Sequence[bool]) -> tuple[object, ...]:
+    counts = confusion(np.array(predicted), np.array(actual))
+    return (
+        counts.true_pass, counts.false_fail, counts.false_pass, counts.true_fail,
+        _accuracy(counts), f"{counts.f1:.3f}", f"{counts.precision:.3f}", f"{counts.recall:.3f}",
+    )  # fmt: skip
+
+
+def _accuracy(counts: Confusion) -> str:
+    return _with_interval((counts.balanced_accuracy, *balanced_accuracy_interval(counts)))
+
+
+def _with_interval(measured: tuple[float, float, float] | None) -> str:
+    if measured is None:
+        return "–"
+    value, low, high = measured
+    return f"{value:.1%} ({low:.1%} – {high:.1%})"
+
+
+def _word(passed: bool) -> str:
+    return "pass" if passed else "fail"
