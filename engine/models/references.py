@@ -1,6 +1,7 @@
-"""Model references: the three things a recipe's `model:` may name, and the directory each stands for here.
+"""Model references: what a recipe's `model:` may name, and the directory each stands for on this machine.
 
     some/dir, /dir, ~/dir     a Hugging Face directory on this machine (safetensors, config, tokenizer)
+    s3://..., gs://...        a model that a job has published there (`engine.artifacts`)
     org/name, org/name@rev    a model on the Hugging Face hub, at a revision
     pkg:NAME                  a model that installs as a Python package (`engine.models.packaged`)
 
@@ -12,11 +13,14 @@ Called by it, and by jobs that put a model's fingerprint in what they publish.
 import hashlib
 import os
 import re
-from functools import cache
+from collections.abc import Iterable
+from functools import lru_cache
 from pathlib import Path
 
+from engine.artifacts import cache_folder, read_model
 from engine.errors import SourceError
 from engine.models.packaged import PACKAGED, unpack
+from engine.storage import is_local, locate
 
 _KINDS = (
     "Give a directory with config.json and safetensors, the name of a model on the Hugging Face hub, or one of: "
@@ -25,67 +29,116 @@ _KINDS = (
 )
 _HUB_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?(@[\w./-]+)?")
 _WANTED = ["*.safetensors", "*.safetensors.index.json", "*.json", "*.txt", "*.model", "*.jinja"]
-"""Files of a hub model that are fetched: weights and tokenizer, never pickles or code."""
-_TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "spiece.model", "vocab.txt", "vocab.json", "merges.txt")
+_UNWANTED = ["*/*", "consolidated*"]
+"""Of a hub model weights and tokenizer are fetched, never pickles or code, nor the same weights in another layout."""
+_PICKLES = ("*.bin", "*.pt", "*.pth", "*.pkl", "*.ckpt")
+_VOCABULARY = (
+    "tokenizer.json",
+    "tokenizer.model",
+    "spiece.model",
+    "sentencepiece.bpe.model",
+    "vocab.txt",
+    "vocab.json",
+    "merges.txt",
+    "added_tokens.json",
+)
+_SETTINGS = (
+    "config.json",
+    "generation_config.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "chat_template.jinja",
+    "chat_template.json",
+)
 
 
-def resolve(reference: str) -> Path:
+def resolve(reference: str, *, weights: bool = True) -> Path:
     """The local directory of a model, fetched or unpacked into the cache the first time.
 
-    Raises `SourceError` for a reference that names nothing, and for a directory without what a model needs.
+    Raises `SourceError` for a reference that names nothing and, if `weights` are needed, for a directory without
+    `config.json` and safetensors; `ArtifactError` for a URI at which no model is published.
     """
+    folder = _find(reference)
+    if weights:
+        _require_weights(folder, reference)
+    return folder
+
+
+def fingerprint(folder: Path) -> str:
+    """Hash (16 hex digits) of what decides a model's answers: weights, configuration, tokenizer and chat template.
+
+    Files are read again only when their size or time has changed.
+    """
+    return _hash([*sorted(folder.glob("*.safetensors")), *_present(folder, _SETTINGS), *_present(folder, _VOCABULARY)])
+
+
+def tokenizer_fingerprint(folder: Path) -> str:
+    """Hash (16 hex digits) of the files that say which text a token id stands for: equal where ids may be shared."""
+    return _hash(_present(folder, _VOCABULARY))
+
+
+def _find(reference: str) -> Path:
     if reference.startswith("pkg:"):
         return unpack(reference.removeprefix("pkg:"), cache_folder())
+    if "://" in reference:
+        place = locate(reference)
+        if not is_local(place):
+            return read_model(place).local()
+        reference = str(place)
     folder = Path(os.path.expanduser(reference))
-    if os.path.isdir(folder):
+    if reference and os.path.isdir(folder):
         return folder.resolve()
     if reference.startswith((".", "/", "~")) or not _HUB_NAME.fullmatch(reference):
-        raise SourceError(f"There is no model at {reference}.", _KINDS)
+        raise SourceError(f"There is no model at {reference or 'an empty name'}.", _KINDS)
     return _from_hub(reference)
 
 
-def cache_folder() -> Path:
-    """Where fetched and unpacked models are kept: `$HEADRACE_CACHE`, else `~/.cache/headrace`."""
-    return Path(os.environ.get("HEADRACE_CACHE") or "~/.cache/headrace").expanduser()
+def _require_weights(folder: Path, reference: str) -> None:
+    if not (folder / "config.json").is_file():
+        raise SourceError(f"There is no model in {reference}: it has no config.json.", _KINDS)
+    if any(folder.glob("*.safetensors")):
+        return
+    if any(any(folder.glob(pattern)) for pattern in _PICKLES):
+        raise SourceError(
+            f"The weights of {reference} are pickles, which can run any code and are never loaded.",
+            "If you trust where they come from, load them elsewhere and save them with save_pretrained.",
+        )
+    raise SourceError(f"There are no weights in {reference}: it has no safetensors.", _KINDS)
 
 
-@cache
-def fingerprint(folder: Path) -> str:
-    """Hash (16 hex digits) of what decides a model's answers: weights, configuration and tokenizer."""
-    files = [*folder.glob("*.safetensors"), *folder.glob("*.gguf"), folder / "config.json", *_tokenizer_files(folder)]
-    return _hash(sorted(each for each in set(files) if each.is_file()))
-
-
-@cache
-def tokenizer_fingerprint(folder: Path) -> str:
-    """Hash (16 hex digits) of the files a tokenizer is made from."""
-    return _hash(_tokenizer_files(folder))
-
-
-def _tokenizer_files(folder: Path) -> list[Path]:
-    return [folder / name for name in _TOKENIZER_FILES if (folder / name).is_file()]
+def _present(folder: Path, wanted: Iterable[str]) -> list[Path]:
+    return [folder / name for name in wanted if (folder / name).is_file()]
 
 
 def _hash(files: list[Path]) -> str:
     digest = hashlib.sha256()
     for file in files:
-        digest.update(file.name.encode())
-        with file.open("rb") as stream:
-            digest.update(hashlib.file_digest(stream, "sha256").digest())
+        status = file.stat()
+        digest.update(file.name.encode() + b"\0" + _sha256(file, status.st_size, status.st_mtime_ns))
     return digest.hexdigest()[:16]
+
+
+@lru_cache(maxsize=1024)
+def _sha256(file: Path, size: int, mtime_ns: int) -> bytes:
+    """Hash of a file's contents, remembered for as long as its size and time stay."""
+    with file.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").digest()
 
 
 def _from_hub(reference: str) -> Path:
     from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+    from huggingface_hub.errors import LocalEntryNotFoundError
 
     name, _, revision = reference.partition("@")
     try:
-        return Path(snapshot_download(name, revision=revision or None, allow_patterns=_WANTED))
+        return Path(
+            snapshot_download(name, revision=revision or None, allow_patterns=_WANTED, ignore_patterns=_UNWANTED)
+        )
     except LocalEntryNotFoundError as error:
         raise SourceError(
             f"The model {name} is neither on this machine nor can the Hugging Face hub be reached.", _KINDS
         ) from error
-    except (HfHubHTTPError, OSError, ValueError) as error:
+    # Besides the hub's own errors come those of whichever HTTP library it uses.
+    except Exception as error:
         why = str(error).strip().partition("\n")[0][:200].rstrip(".")
         raise SourceError(f"The model {name} cannot be had from the Hugging Face hub ({why}).", _KINDS) from error
