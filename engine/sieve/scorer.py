@@ -32,13 +32,13 @@ Scores = npt.NDArray[np.float64]
 class ScorerTeacher:
     """Scores the words `options.passes` and `options.fails` after each snippet with the model `options.model`.
 
-    Words are put after the prompt with a space between. `device` is a torch device name. Raises `SourceError` for a
-    model that cannot be had, `RecipeError` for a word that stands for both.
+    Words are put after the prompt with a space between. `device` is a torch device name; unset: a GPU where the options
+    ask for one. Raises `SourceError` for a model that cannot be had, `RecipeError` for a word that stands for both.
     """
 
     shared = True
 
-    def __init__(self, options: TeacherOptions, criterion: str = "", *, device: str = "cpu") -> None:
+    def __init__(self, options: TeacherOptions, criterion: str = "", *, device: str = "") -> None:
         both = set(options.passes) & set(options.fails)
         if both:
             raise RecipeError(f"teacher.passes and teacher.fails both hold {min(both)!r}.", "Take it out of one.")
@@ -50,9 +50,9 @@ class ScorerTeacher:
         self._criterion = criterion
         self._passing = len(options.passes)
         self._tokenizer = load_tokenizer(options.model)
-        dtype = "float32" if device == "cpu" else "bfloat16"
-        self._model: Any = load_causal_lm(options.model, dtype).to(device)
-        self._device = device
+        self._device = device or ("cuda" if options.gpus else "cpu")
+        dtype = "float32" if self._device == "cpu" else "bfloat16"
+        self._model: Any = load_causal_lm(options.model, dtype).to(self._device)
         told = (fingerprint(resolve(options.model)), self._prompt, criterion, options.passes, options.fails)
         self._identity = hash_of("scorer", *told)
         self._offset_W = np.zeros(len(self.words))
