@@ -29,7 +29,7 @@ def oracle_agreement(rows: Iterable[Mapping[str, Any]], count: int, options: Lin
     """Show up to `count` intermediate states to pylint, drawn at random from rows of `edit_sequences`.
 
     A state agrees if it has no error that its whole program has not; under `undefined_names: error` undefined names
-    are errors wherever they are.
+    are errors wherever they are. A state at which pylint itself breaks down does not agree.
     """
     states = [
         (row["program"], row["edits"], length)
@@ -51,6 +51,10 @@ def oracle_agreement(rows: Iterable[Mapping[str, Any]], count: int, options: Lin
             found = oracle.check(apply_edit_sequence(edits[:length]).split("\n"))
         except Unlintable:
             because["cannot be linted"] += 1
+            continue
+        # Pylint breaks down in many ways at odd programs; a report of finished work must not fail with it.
+        except Exception:  # noqa: BLE001
+            because["pylint broke down"] += 1
             continue
         wrong = {each.code for each in found if (each.code, each.name) not in given}
         accepted += not wrong

@@ -84,8 +84,9 @@ class FastLinter:
     def watch(self, lines: Sequence[str]) -> Watch | None:
         """The program's outline, followed as lines go; None where every state has to be checked anew.
 
-        Stricter than `check` in two points: a clause whose statement has gone (`else` without its `if`) is an error
-        even where it happens to fit the statement before, and so is what is left of a class's header.
+        Stricter than `check` in three points. A clause whose statement has gone (`else` without its `if`) is an error
+        even where it happens to fit the statement before; so is what is left of a class's header; and a name that the
+        program itself defines is not taken for one that a star import brings.
         """
         if self._missing_imports or self._strict_indentation:
             return None

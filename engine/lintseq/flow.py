@@ -38,6 +38,7 @@ class Flow(Bindings):
         super().__init__(outline)
         self._needs = needs
         self._defined = 0
+        self._own = reduce(or_, (names for _, names, _, _ in outline.module.binders), 0)
         self._declares_global = any(not nonlocal_ for scope in outline.scopes for _, _, nonlocal_ in scope.elsewhere)
         self._form: list[int] = []
         # Of the scope being followed:
@@ -63,10 +64,14 @@ class Flow(Bindings):
         if self._form:
             return [(line if line >= 0 else self._next_code(~line), SYNTAX_ERROR, "") for line in set(self._form)]
         unbound = self._nonlocal
-        wanted = self._later & ~known
-        if wanted and not star:
+        # A star import may define anything but what the program defines itself.
+        wanted = self._later & ~known & (self._own if star else -1)
+        if wanted:
             self._follow(known, late, wanted)
-        errors = [each for each in self._errors if each[1] != "undefined-variable"] if star else self._errors
+        errors = self._errors
+        if star:
+            bits = self._outline.bits
+            errors = [each for each in errors if each[1] != "undefined-variable" or bits[each[2]] & self._own]
         if unbound:
             errors = errors + self._unbound_nonlocals(unbound)
         if self._outline.exporting and not star:

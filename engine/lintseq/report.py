@@ -22,7 +22,7 @@ _LINES = (12, 30)
 
 
 def narrate(report: Report, dataset: Dataset, *, options: LintSeqOptions, oracle_states: int = 0) -> None:
-    """Add LintSeq's sections to a report of its dataset; `oracle_states` states are shown to pylint."""
+    """Add LintSeq's sections to a report of its dataset; pylint is shown `oracle_states` states of the sampled rows."""
     counts = dataset.manifest.statistics
     sequences = counts.get("sequences", 0)
     if not sequences:
@@ -50,6 +50,7 @@ def narrate(report: Report, dataset: Dataset, *, options: LintSeqOptions, oracle
         if seen.states:
             others = "; ".join(f"{count} {what}" for what, count in Counter(seen.because).most_common(3))
             share = f"{seen.accepted / seen.states:.1%} of {seen.states:,} states"
+            share += f" of the first {len(rows):,} rows of one part"
             facts["accepted by pylint"] = share + (f" ({others})" if others else "")
     report.facts(facts)
     report.figure(
@@ -72,7 +73,9 @@ def narrate(report: Report, dataset: Dataset, *, options: LintSeqOptions, oracle
         edits = example["edits"]
         states = [apply_edit_sequence(edits[: count + 1]) for count in range(len(edits))]
         where = f"{example['source_part']} [{example['source_row']}], path {example['path']}"
-        clean = "Every state is free of linter errors." if options.algorithm == "lintseq" else "No linter was asked."
+        clean = f"The linter ({options.linter}) finds no error in any state that the whole program has not."
+        if options.algorithm == "randseq":
+            clean = "No linter was asked."
         report.growth("A program growing, edit by edit", states, f"{clean} From {where}.")
 
 

@@ -33,6 +33,7 @@ from tests.benchmarks.watch import Watch
 
 PROGRAMS = 150_000
 GROUP = 500
+LINES = (5, 60)
 RUNS = 3
 CORES = len(os.sched_getaffinity(0))
 
@@ -52,11 +53,19 @@ def main():
         shutil.rmtree(home)
     speedup = statistics.median(run["speedup"] for run in runs)
     middle = min(runs, key=lambda run: abs(run["speedup"] - speedup))
-    return {"programs": PROGRAMS, "cores": CORES, "runs": runs, "summary": {"programs": PROGRAMS, **middle}}
+    constants = {
+        "programs": PROGRAMS,
+        "lines": LINES,
+        "row_group": GROUP,
+        "runs": RUNS,
+        "shuffle_seed": 0,
+        "recipe_seed": 0,
+    }
+    return {"constants": constants, "cores": CORES, "runs": runs, "summary": {"programs": PROGRAMS, **middle}}
 
 
 def _build(path, count):
-    found = functions(5, 60, methods=True)
+    found = functions(*LINES, methods=True)
     programs = [found[number % len(found)] for number in range(count)]
     table = pa.table({"instruction": [f"Write function {number}." for number in range(count)], "program": programs})
     pq.write_table(table, path, compression="zstd", row_group_size=GROUP)

@@ -117,6 +117,7 @@ FORMS = [
     ("def f():|    k = 1|    def g():|        nonlocal k|        k = 2|    return g", [1], [3]),
     ("def f():|    global k|    k = 1|f()|print(k)", [1], [4]),
     ("from os import *|print(path)", [0], [1]),
+    ("from os import *|k = 1|print(path, k)|def f():|    return k, path", [1], [2, 4]),
     ("__all__ = [|    'k',|    'l',|]|k = l = 1", [4], [1, 2]),
     ("__all__ = [|    'k',|    'l',|]|k = 1|l = 1", [1, 4], []),
     ("if (n := a):|    print(n)", [1], [0]),
