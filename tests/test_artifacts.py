@@ -1,5 +1,8 @@
 import errno
 import json
+import os
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -287,3 +290,39 @@ def test_a_models_fingerprint_is_of_its_files(tmp_path):
         for n, body in enumerate([b"a", b"a", b"b"])
     ]
     assert models[0].fingerprint == models[1].fingerprint != models[2].fingerprint
+
+
+def test_a_cached_directory_is_built_once_and_whole(tmp_path):
+    folder, built = tmp_path / "models" / "one", []
+
+    def build(place):
+        built.append(place)
+        (place / "half").write_text("")
+        if len(built) == 1:
+            raise KeyError("interrupted")
+        (place / "whole").write_text("")
+
+    with pytest.raises(KeyError):
+        artifacts.build_once(folder, build)
+    assert [each.name for each in folder.parent.iterdir()] == [".one.lock"]
+    for abandoned in (".one.00000000", ".one.11111111"):
+        (folder.parent / abandoned).mkdir()
+    os.utime(folder.parent / ".one.00000000", (0, 0))
+    for _ in range(2):
+        assert artifacts.build_once(folder, build) == folder
+    assert len(built) == 2
+    assert sorted(each.name for each in folder.parent.iterdir()) == [".one.11111111", ".one.lock", "one"]
+    assert sorted(each.name for each in folder.iterdir()) == ["half", "whole"]
+
+
+def test_threads_that_want_the_same_directory_wait_for_the_first(tmp_path):
+    built = []
+
+    def build(place):
+        built.append(place)
+        time.sleep(0.2)
+
+    with ThreadPoolExecutor(4) as pool:
+        places = list(pool.map(lambda _: artifacts.build_once(tmp_path / "one", build), range(4)))
+    assert places == [tmp_path / "one"] * 4
+    assert len(built) == 1

@@ -20,7 +20,7 @@ _ABANDONED_SECONDS = 86_400
 
 
 def cache_folder() -> Path:
-    """Where fetched and unpacked models are kept: `$HEADRACE_CACHE`, else `~/.cache/headrace`."""
+    """Where models converted or copied to this machine are kept: `$HEADRACE_CACHE`, else `~/.cache/headrace`."""
     return Path(os.environ.get("HEADRACE_CACHE") or "~/.cache/headrace").expanduser()
 
 

