@@ -1,8 +1,8 @@
 """Refactor programs into sequences of error-free edits (LintSeq, arXiv 2410.02749).
 
 Reads `instructions` (instruction, program) and publishes `edit_sequences`: for each program and path the insertions
-that build it up, every state on the way free of linter errors. Seeded per row and path: any number of workers gives
-the same output.
+that build it up, every state on the way free of errors that the linter sees. Seeded per row and path: any number of
+workers gives the same output.
 
 Left out: training on them (`headrace sft`). Called by `jobs.cli`; the engine half is `engine.lintseq`.
 """

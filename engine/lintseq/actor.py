@@ -80,6 +80,7 @@ class LintSeqActor:
         return output.append_column("tokens", self._tokens(output)) if self._tokenizer is not None else output
 
     def _sample(self, program: str | None, part: str | None, number: int | None) -> "list[_Result]":
+        """The output rows of one program."""
         if program is None or part is None or number is None:
             raise ValueError("program, source_part or source_row is null")
         options = self._options
@@ -122,6 +123,7 @@ def path_seed(seed: int, source_part: str, source_row: int, path: int, attempt: 
 
 
 def _check_columns(table: pa.Table) -> None:
+    """Raise `SchemaError` unless the columns that are needed are there and of the right type."""
     for name, is_right, wanted in (
         ("program", _is_text, "text"),
         ("source_part", _is_text, "text"),
@@ -144,9 +146,11 @@ def _is_text(kind: pa.DataType) -> bool:
 
 
 def _marks(table: pa.Table, name: str) -> list[str | None]:
+    """A column of marks; where it is absent, nothing is marked."""
     marks: list[str | None] = table[name].to_pylist() if name in table.column_names else [None] * table.num_rows
     return marks
 
 
 def _one_line(failure: Exception) -> str:
+    """What is kept of an error: one short line that any column can hold."""
     return " ".join(f"{type(failure).__name__}: {failure}".split())[:_LONGEST_ERROR].encode(errors="replace").decode()

@@ -69,6 +69,7 @@ class Bindings:
         return excused
 
     def _code(self, bit: int, line: int) -> str:
+        """What pylint calls the use of a name that is not bound there."""
         if not bit & self._names:
             return "undefined-variable"
         above = any(at < line and self._alive[at] for at, _, _ in self._scope.binders_of(bit))
@@ -101,6 +102,7 @@ class Bindings:
         return False
 
     def _unbound_nonlocals(self, unbound: int) -> list[Error]:
+        """The `nonlocal` lines of names that no function around them binds."""
         return [
             (line, "misplaced-statement", "")
             for scope in self._outline.scopes
@@ -109,6 +111,7 @@ class Bindings:
         ]
 
     def _missing_exports(self, known: int) -> list[Error]:
+        """The entries of `__all__` that nothing in the module binds."""
         errors: list[Error] = []
         for step in self._outline.exporting:
             if self._alive[step.line]:

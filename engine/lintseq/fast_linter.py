@@ -155,6 +155,7 @@ class Followed:
         return sorted({line for line, code, name in found if (code, name) not in given}) if found else []
 
     def _followed(self, alive: bytearray) -> Flow:
+        """The flow that fits the lines that are there."""
         if not self._late or any(alive[line] for line in self._late):
             return self._flows[0]
         if len(self._flows) == 1:
@@ -175,10 +176,12 @@ class Hopeless:
 
 
 def _initial(flow: Flow, lines: Sequence[str]) -> list[Finding]:
+    """The errors of the whole program."""
     return [Finding(*each) for each in flow.errors(bytearray(b"\1") * len(lines))]
 
 
 def _flow(tree: ast.Module, lines: Sequence[str], numbers: LineNumbers, *, late_annotations: bool) -> Flow:
+    """The outline of a program, ready to be followed."""
     outline = Outline(tree, lines, numbers, late_annotations=late_annotations)
     # One function alone neither calls nor inherits from anything of its own.
     alone = len(tree.body) == len(outline.scopes) == 1 and outline.scopes[0].kind == "function"
@@ -195,6 +198,7 @@ def _late_annotations(tree: ast.Module) -> Iterator[int]:
 
 
 def _missing_modules(tree: ast.Module) -> Iterator[tuple[int, str]]:
+    """The parser's line and the name of each imported module that is not installed."""
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
             names = [alias.name for alias in node.names]

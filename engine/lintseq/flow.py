@@ -79,6 +79,7 @@ class Flow(Bindings):
         return errors + unmet(self._needs, alive) if self._needs else errors
 
     def _follow(self, known: int, late: int, wanted: int) -> None:
+        """Follow the module from its beginning; errors and the names it needs are collected on the way."""
         self._scope, self._wanted = self._outline.module, wanted
         self._form, self._errors, self._breaks, self._within = [], [], [], []
         self._used = self._later = self._nonlocal = 0
@@ -88,6 +89,7 @@ class Flow(Bindings):
     # Statements: each takes the names bound before it and returns those bound after it
 
     def _block(self, steps: Sequence[Step], bound: int) -> int:
+        """Follow statements in their order."""
         alive = self._alive
         for step in steps:
             line = step.line
@@ -159,6 +161,7 @@ class Flow(Bindings):
         return False
 
     def _if(self, step: Step, bound: int) -> int:
+        """Every branch starts from before; what all of them bind is bound after it."""
         ends, last = -1, step.clauses[0]
         for clause in step.clauses:
             if self._present(clause):
@@ -170,6 +173,7 @@ class Flow(Bindings):
         return ends if last.kind == "else" else ends & bound
 
     def _loop(self, step: Step, bound: int) -> int:
+        """A loop is taken to run; an endless one is left at its `break`s only."""
         clause = self._whole(step.clauses[0])
         if clause.tail is not None:  # of a `for`, the header counts as part of its block
             self._within.append(clause)
@@ -192,6 +196,7 @@ class Flow(Bindings):
         return reduce(or_, reached) if reached else self._unreached
 
     def _try(self, step: Step, bound: int) -> int:
+        """The block is taken to succeed; handlers start from before it and count only where it always leaves."""
         before = bound
         first, *others = step.clauses
         there = [self._whole(clause) for clause in others if self._present(clause)]
@@ -217,10 +222,12 @@ class Flow(Bindings):
         return after
 
     def _with(self, step: Step, bound: int) -> int:
+        """The block runs once, after its header."""
         clause = self._whole(step.clauses[0])
         return self._body(clause, self._block(clause.head, bound))
 
     def _match(self, step: Step, bound: int) -> int:
+        """One of the cases is taken to be chosen; what all of them bind is bound after it."""
         subject, *cases = step.clauses
         before, ends = self._block(self._whole(subject).head, bound), self._unreached
         cases = [self._whole(clause) for clause in cases if self._present(clause)]
@@ -233,6 +240,7 @@ class Flow(Bindings):
     # Scopes
 
     def _define(self, step: Step, bound: int) -> int:
+        """The header is evaluated here; the body later, from what is remembered of it if its lines are the same."""
         bound = self._decorators(step, bound)
         clause, scope = self._whole(step.clauses[0]), step.inner
         assert scope is not None
@@ -272,6 +280,7 @@ class Flow(Bindings):
         return found
 
     def _class(self, step: Step, bound: int) -> int:
+        """The body runs here, in a scope that functions inside it do not see."""
         bound = self._decorators(step, bound)
         clause, scope = self._whole(step.clauses[0]), step.inner
         assert scope is not None
@@ -286,6 +295,7 @@ class Flow(Bindings):
         return bound | step.writes
 
     def _decorators(self, step: Step, bound: int) -> int:
+        """What stands above a definition; one that has lost some of its lines is blamed."""
         for each in step.decorators:
             if each.end > each.line and self._alive[each.line] and self._alive.find(0, each.line, each.end + 1) >= 0:
                 self._blame(each.line, each.end)

@@ -32,6 +32,7 @@ def candidates(lines: Sequence[str], *, by_looks: bool = False) -> list[int]:
 
 
 def _end_by_looks(lines: Sequence[str], start: int) -> int:
+    """The line on which a literal ends for the reference."""
     closer = {"(": ")", "[": "]"}[lines[start].strip()[-1]]
     for index in range(start + 1, len(lines)):
         text = lines[index].strip()

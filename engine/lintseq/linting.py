@@ -147,6 +147,7 @@ class LineNumbers:
 
 
 def _parser_lines(line: str) -> int:
+    """How many lines the parser counts in one of ours."""
     return 1 + line.count("\r") - line.endswith("\r")
 
 

@@ -108,6 +108,7 @@ class Program:
 
 
 def _inherit(members: Members, program: Program) -> None:
+    """Look up a class's bases; one that is not found leaves the class unknown."""
     for base in members.node.bases:
         name = base.id if isinstance(base, ast.Name) else ""
         built_in = getattr(builtins, name, None) if name and not program.bound[name] else None
@@ -205,6 +206,7 @@ def _hides(node: ast.AST, owner: str) -> bool:
 
 
 def _super(node: ast.expr) -> str:
+    """`super` for a call of `super()` without arguments, else nothing."""
     is_super = isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "super"
     return "super" if is_super and not node.args else ""  # type: ignore[attr-defined]
 

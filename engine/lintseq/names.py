@@ -58,6 +58,7 @@ class Reader:
         return steps
 
     def _deeper(self) -> None:
+        """Count one more scope around what is read."""
         self._depth += 1
         if self._depth > _DEEPEST:
             raise NestedTooDeep(f"scopes nest deeper than {_DEEPEST}")
@@ -89,6 +90,7 @@ class Reader:
                         pending.append(value)
 
     def _use(self, node: ast.Name, steps: list[Step], later: bool = False) -> None:
+        """Add the read of a name to the last step."""
         step = steps[-1]
         bit = self.bit(node.id)
         if later:
@@ -98,6 +100,7 @@ class Reader:
         step.uses.append(Use(bit, self._line(node.lineno), node.id, later))
 
     def _walrus(self, node: ast.NamedExpr, steps: list[Step], hidden: frozenset[str], later: bool) -> None:
+        """`name := value` binds in the scope around, and what follows it is a step of its own."""
         self._read(node.value, steps, hidden, later)
         if not later:
             steps[-1].writes |= self.bit(node.target.id)
@@ -105,6 +108,7 @@ class Reader:
             steps.append(Step(steps[-1].line, steps[-1].end))
 
     def _lambda(self, node: ast.Lambda, steps: list[Step], hidden: frozenset[str], later: bool) -> None:
+        """Defaults are read at once, the body later."""
         arguments = node.args
         for default in (*arguments.defaults, *arguments.kw_defaults):
             if default is not None:
@@ -115,6 +119,7 @@ class Reader:
         self._read(node.body, steps, hidden | names, later=True)
 
     def _comprehension(self, node: _Comprehension, steps: list[Step], hidden: frozenset[str], later: bool) -> None:
+        """The first iterable is read in the scope around; in a class body the rest does not see its names."""
         first = node.generators[0]
         self._read(first.iter, steps, hidden, later)
         names = {each.id for part in node.generators for each in ast.walk(part.target) if isinstance(each, ast.Name)}
@@ -145,6 +150,7 @@ class Reader:
             self._read(target, steps)
 
     def _annotation(self, node: ast.expr, steps: list[Step], hidden: frozenset[str] = frozenset()) -> None:
+        """Read an annotation, at once or later as the program says."""
         self._read(node, steps, hidden, later=self._late_annotations)
 
 

@@ -68,6 +68,7 @@ def needs_of(tree: ast.Module, line_of: LineOf) -> list[Need]:
 
 
 def _of_attributes(members: Members, elsewhere: Lines) -> Iterator[Need]:
+    """Every use of an attribute wants a definition of it."""
     for name, line, owner in members.uses:
         found = members.definitions(name, owner)
         if found is not None and not name.startswith(f"_{members.node.name}"):
@@ -75,6 +76,7 @@ def _of_attributes(members: Members, elsewhere: Lines) -> Iterator[Need]:
 
 
 def _of_constructor(members: Members, line_of: LineOf) -> Iterator[Need]:
+    """`__init__` wants the call of a base's, as long as the base has one."""
     for method in members.methods.get("__init__", ()):
         calls = [
             line_of(each.lineno)
@@ -89,6 +91,7 @@ def _of_constructor(members: Members, line_of: LineOf) -> Iterator[Need]:
 
 
 def _of_method(members: Members, name: str, method: _Function, line_of: LineOf) -> Iterator[Need]:
+    """A method wants what its arguments are made for, and a result where its name promises one."""
     decorators = [
         line_of(each.lineno)
         for each in method.decorator_list

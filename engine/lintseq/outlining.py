@@ -56,6 +56,7 @@ class Outline(Statements):
     # Blocks
 
     def _block(self, statements: Sequence[ast.stmt]) -> list[Step]:
+        """The steps of a block; statements on several lines get a span."""
         steps: list[Step] = []
         for node in statements:
             found = self._statement(node)
@@ -71,6 +72,7 @@ class Outline(Statements):
         return steps
 
     def _statement(self, node: ast.stmt) -> list[Step]:
+        """The steps of one statement; what they bind becomes a binder of the scope."""
         make = _STATEMENTS.get(type(node))
         first, last = self._line(node.lineno), self._line(node.end_lineno)
         if make is None:
@@ -85,6 +87,7 @@ class Outline(Statements):
     # Compound statements
 
     def _clause(self, kind: str, line: int, body: Sequence[ast.stmt]) -> Clause:
+        """A header with the block under it."""
         above, self._under = self._under, line
         steps = self._block(body)
         self._under = above
@@ -145,6 +148,7 @@ class Outline(Statements):
         clause.head = head
 
     def _signature(self, node: _Function, clause: Clause, head: list[Step]) -> None:
+        """What a function's header evaluates, and the names it binds inside."""
         arguments = node.args
         parameters = [*arguments.posonlyargs, *arguments.args, *arguments.kwonlyargs]
         parameters += [each for each in (arguments.vararg, arguments.kwarg) if each is not None]
@@ -159,6 +163,7 @@ class Outline(Statements):
             clause.parameters |= self.bit(name)
 
     def _if(self, node: ast.If, first: int, last: int) -> list[Step]:
+        """A chain of `if`, `elif` and `else` is one step."""
         step = Step(first, last, IF)
         kind, line = "if", first
         # A long chain of `elif` nests in the tree; followed here in a loop, it costs no stack.
@@ -173,11 +178,13 @@ class Outline(Statements):
         return [step]
 
     def _is_elif(self, node: ast.stmt, parent: ast.If) -> bool:
+        """Whether an `if` inside an `else` is written as `elif`."""
         if not isinstance(node, ast.If) or node.col_offset != parent.col_offset:
             return False
         return self.lines[self._line(node.lineno)].lstrip().startswith("elif")
 
     def _loop(self, node: ast.For | ast.AsyncFor | ast.While, first: int, last: int) -> list[Step]:
+        """`for` and `while`, with their `else`."""
         step = Step(first, last, LOOP)
         if isinstance(node, ast.While) and isinstance(node.test, ast.Constant) and node.test.value:
             step.leaves = "never"
@@ -187,6 +194,7 @@ class Outline(Statements):
         return [step]
 
     def _try(self, node: ast.Try, first: int, last: int) -> list[Step]:
+        """`try` with all that follows it; the names of handlers are bound in their blocks only."""
         step = Step(first, last, TRY)
         step.clauses.append(self._clause("try", first, node.body))
         before: ast.AST = node.body[-1]
@@ -207,11 +215,13 @@ class Outline(Statements):
         return [step]
 
     def _with(self, node: ast.With | ast.AsyncWith, first: int, last: int) -> list[Step]:
+        """`with` and its block."""
         step = Step(first, last, WITH)
         step.clauses.append(self._headed("with", node, first))
         return [step]
 
     def _match(self, node: ast.Match, first: int, last: int) -> list[Step]:
+        """`match` with its cases, each of which binds what its pattern captures."""
         step = Step(first, last, MATCH)
         lines = [self._first_line(_CASE, case.pattern, first) for case in node.cases]
         subject = Clause("match", first, self._last_line(first, lines[0]), [])
@@ -237,6 +247,7 @@ class Outline(Statements):
     # Scopes
 
     def _define(self, node: _Function | ast.ClassDef, first: int, last: int) -> list[Step]:
+        """A function or a class: decorators, header, and a scope for its body."""
         is_class = isinstance(node, ast.ClassDef)
         step = Step(first, last, CLASS if is_class else DEF)
         lines = [self._first_line(_DECORATOR, each, self._under) for each in node.decorator_list]

@@ -84,6 +84,7 @@ class PylintLinter:
             return self._check(without_mark(lines))
 
     def _check(self, lines: Sequence[str]) -> list[Finding]:
+        """One lint, by an oracle that nobody else is using."""
         numbers = LineNumbers(lines)
         linter = self._linter
         linter.reporter.messages = []
@@ -113,5 +114,6 @@ _lock = threading.Lock()
 
 
 def _name_in(message: str) -> str:
+    """The variable a message is about."""
     quoted = re.search(r"variable (?:name )?'([^']*)'", message)
     return quoted[1] if quoted else ""

@@ -80,6 +80,7 @@ def narrate(report: Report, dataset: Dataset, *, options: LintSeqOptions, oracle
 
 
 def _numbers(histogram: dict[str, int]) -> dict[int, int]:
+    """A histogram with its values as numbers again."""
     return {int(value): count for value, count in histogram.items()}
 
 

@@ -86,6 +86,7 @@ def prepare(program: str, linter: Linter, options: LintSeqOptions) -> "Prepared"
 
 
 def _prepared(program: str, linter: Linter, options: LintSeqOptions, deadline: float) -> "Prepared":
+    """As `prepare`, without repair."""
     lines = program.split("\n")
     own = cast(Layout, linter) if hasattr(linter, "indents") else None
     indents = own.indents(lines) if own else layout.indentations(lines)

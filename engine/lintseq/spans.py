@@ -48,6 +48,7 @@ class Span:
         return self._known[kept]
 
     def _parsed(self, lines: Sequence[int]) -> list[Step] | None:
+        """The steps of what some of the lines say, if they still say the same kind of thing."""
         # Lines after the first stand inside brackets or a string; only the first one's indentation counts.
         text = "\n".join(self._lines[line] for line in lines).lstrip()
         if "\r" in text:

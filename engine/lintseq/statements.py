@@ -23,24 +23,28 @@ class Statements(Reader):
         """The module's assignments of a literal to `__all__`."""
 
     def _expression(self, node: ast.Expr, first: int, last: int) -> list[Step]:
+        """An expression; the call of a function that never returns is a jump."""
         steps = self._reading(first, last, node.value)
         if isinstance(node.value, ast.Call) and _dotted(node.value.func) in _NEVER_RETURN:
             steps[-1].kind = JUMP
         return steps
 
     def _leaving(self, node: ast.stmt, first: int, last: int) -> list[Step]:
+        """`return`, `raise`, `break` and `continue`: control does not pass."""
         steps = self._reading(first, last, *(getattr(node, name, None) for name in ("value", "exc", "cause")))
         steps[-1].kind = JUMP
         steps[-1].leaves = "break" if isinstance(node, ast.Break) else ""
         return steps
 
     def _assert(self, node: ast.Assert, first: int, last: int) -> list[Step]:
+        """`assert`; one that always fails is a jump."""
         steps = self._reading(first, last, node.test, node.msg)
         if isinstance(node.test, ast.Constant) and not node.test.value:
             steps[-1].kind = JUMP
         return steps
 
     def _assign(self, node: ast.Assign, first: int, last: int) -> list[Step]:
+        """`a = b = value`; a literal given to `__all__` is remembered with its entries."""
         steps = self._reading(first, last, node.value)
         for target in node.targets:
             self._write(target, steps)
@@ -56,6 +60,7 @@ class Statements(Reader):
         return steps
 
     def _augmented(self, node: ast.AugAssign, first: int, last: int) -> list[Step]:
+        """`a += value` reads what it binds."""
         steps = [Step(first, last)]
         steps[0].augmented = True
         if isinstance(node.target, ast.Name):
@@ -65,6 +70,7 @@ class Statements(Reader):
         return steps
 
     def _annotated(self, node: ast.AnnAssign, first: int, last: int) -> list[Step]:
+        """`a: kind = value`; without a value the name is declared and not bound."""
         steps = [Step(first, last)]
         self._annotation(node.annotation, steps)
         if node.value is not None:
@@ -76,6 +82,7 @@ class Statements(Reader):
         return steps
 
     def _delete(self, node: ast.Delete, first: int, last: int) -> list[Step]:
+        """`del a` reads the name and unbinds it."""
         steps = [Step(first, last)]
         for target in node.targets:
             if isinstance(target, ast.Name):
@@ -87,6 +94,7 @@ class Statements(Reader):
         return steps
 
     def _import(self, node: ast.Import | ast.ImportFrom, first: int, last: int) -> list[Step]:
+        """Imports bind the name after `as`, or the first part of the module."""
         step = Step(first, last)
         for alias in node.names:
             if alias.name == "*":
@@ -96,6 +104,7 @@ class Statements(Reader):
         return [step]
 
     def _elsewhere(self, node: ast.Global | ast.Nonlocal, first: int, last: int) -> list[Step]:
+        """`global` and `nonlocal`."""
         names = 0
         for name in node.names:
             names |= self.bit(name)
@@ -103,7 +112,7 @@ class Statements(Reader):
         return [Step(first, last)]
 
     def _alias(self, node: ast.stmt, first: int, last: int) -> list[Step]:
-        # `type NAME = ...` of Python 3.12; its value is not evaluated until it is asked for.
+        """`type NAME = value` of Python 3.12; the value is not evaluated until it is asked for."""
         steps = [Step(first, last)]
         self._read(node.value, steps, frozenset(type_parameters(node)), later=True)  # type: ignore[attr-defined]
         steps[-1].writes = steps[-1].binds = self.bit(node.name.id)  # type: ignore[attr-defined]

@@ -42,6 +42,7 @@ def statistics(table: pa.Table, *, tokens: bool = False) -> dict[str, Any]:
 
 
 def _histogram(values: pa.ChunkedArray) -> dict[str, int]:
+    """How often each value occurs, in ascending order."""
     counts = pc.value_counts(values)
     ordered = sorted(zip(counts.field("values").to_pylist(), counts.field("counts").to_pylist(), strict=True))
     return {str(value): count for value, count in ordered}

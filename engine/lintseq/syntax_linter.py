@@ -90,6 +90,7 @@ class SyntaxLinter:
         return depths
 
     def _parsed(self, source: bytes) -> "Node":
+        """The root of the syntax tree."""
         from tree_sitter import Parser
 
         # A parser has state, a new one costs microseconds.
@@ -97,6 +98,7 @@ class SyntaxLinter:
 
 
 def _grammar(language: str) -> "Language":
+    """The grammar of a language from its installed package. Raises `RecipeError`."""
     name = re.sub("[-.]", "_", language)
     if not _NAME.fullmatch(name):
         raise RecipeError(
@@ -142,6 +144,8 @@ def _continued(node: "Node") -> range:
 
 
 class _Bracket(NamedTuple):
+    """One bracket token: where it stands, and what it opens or closes."""
+
     row: int
     indent: int  # of its row
     leads: bool  # whether nothing stands before it in its row
@@ -189,6 +193,7 @@ def _unpaired(brackets: Sequence[_Bracket], *, by_indentation: bool = False) -> 
 
 
 def _surely_open(opener: _Bracket, closer: _Bracket) -> bool:
+    """Whether a bracket opened deeper, or of another kind at the same depth, than the one that closes."""
     return opener.indent > closer.indent or (opener.indent == closer.indent and opener.opens != closer.closes)
 
 

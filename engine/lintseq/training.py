@@ -159,6 +159,7 @@ def length_quantiles(counts: Mapping[int, int], fractions: Sequence[float] = (0.
 
 
 def _marks(tokenizer: "PreTrainedTokenizerBase") -> tuple[int, int]:
+    """The tokens that begin an edit and end a text."""
     diff, eos = tokenizer.convert_tokens_to_ids(DIFF_TOKEN), tokenizer.eos_token_id
     if diff is None or diff == tokenizer.unk_token_id or eos is None:
         raise ValueError("the tokenizer has not been through add_diff_token")
@@ -188,4 +189,5 @@ def _tokens(
 
 
 def _text(tokenizer: "PreTrainedTokenizerBase", ids: list[int]) -> str:
+    """What tokens say, special ones included."""
     return str(tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False))

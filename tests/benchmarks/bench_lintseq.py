@@ -6,14 +6,10 @@ Programs are top-level functions of the standard library, 10 to 60 lines, undeco
                every state, as the reference does, on the same programs in turn
     agreement  how many intermediate states of our paths the oracle accepts; how many of the oracle's states our linter
                rejects; edits per program on the same seeds
-    larger     the same first figure for classes (10 to 60 lines) and for whole modules (20 to 150 lines), each for
-               itself: these have attributes, bases and calls of their own
 """
 
 import contextlib
-import itertools
 import os
-import random
 import statistics
 import tempfile
 import time
@@ -27,19 +23,14 @@ from engine.lintseq.linting import SYNTAX_ERROR, Finding, blamed_line
 from engine.lintseq.options import LintSeqOptions
 from engine.lintseq.pylint_linter import PylintLinter
 from engine.lintseq.sampler import prepare, weighted_draws
-from tests.benchmarks.programs import classes, functions, modules
+from tests.benchmarks.programs import functions
 
 SHUFFLE = 0
 LINES = (10, 60)
-MODULE_LINES = (20, 150)
 SEEDS = 4
 PER_DELETION = 25
 ORACLE_SEEDS = 2
 ROUNDS = 5
-LARGER_PROGRAMS = 60
-"""At most so many classes, and so many modules."""
-LARGER_STATES = 20
-"""At most so many states of each of them, drawn at random with the seed SHUFFLE."""
 
 
 class PylintPerDeletion:
@@ -70,30 +61,25 @@ class PylintPerDeletion:
 def main():
     """Speed first, while the machine is cool; then agreement."""
     oracle, fast, options = PylintLinter(), FastLinter(), LintSeqOptions()
-    clean = _clean(functions(*LINES, seed=SHUFFLE), oracle)
+    clean = [each for each in functions(*LINES, seed=SHUFFLE) if not oracle.check(each.split("\n"))]
     ours = [_speed(clean, fast, options) for _ in range(ROUNDS)]
     few = clean[:PER_DELETION]
     reference = _speed(few, PylintPerDeletion(), options)
     ours_few = statistics.median(_speed(few, fast, options) for _ in range(4 * ROUNDS))
     agreement = _agreement(clean, fast, oracle, options)
-    larger = measure_larger(fast, oracle, options)
     rate = statistics.median(ours)
     return {
         "programs": len(clean),
         "mean_lines": round(statistics.mean(program.count("\n") + 1 for program in clean), 1),
         "sequences_per_cpu_second": [round(each, 1) for each in ours],
         "agreement": agreement,
-        **larger,
         "constants": {
             "shuffle_seed": SHUFFLE,
             "lines": LINES,
-            "module_lines": MODULE_LINES,
             "path_seeds": list(range(SEEDS)),
             "oracle_path_seeds": list(range(ORACLE_SEEDS)),
             "per_deletion": PER_DELETION,
             "rounds": ROUNDS,
-            "larger_programs": LARGER_PROGRAMS,
-            "larger_states": LARGER_STATES,
         },
         "summary": {
             "sequences_per_cpu_second": round(rate, 1),
@@ -101,42 +87,7 @@ def main():
             "ratio_same_programs": round(ours_few / reference, 1),
             "ratio": round(rate / reference, 1),
             **{key: value for key, value in agreement.items() if key != "rejected_because"},
-            **{f"{name}_accepted": each["accepted_by_oracle"] for name, each in larger.items()},
         },
-    }
-
-
-def measure_larger(fast, oracle, options):
-    """Agreement on clean classes and clean modules, each for itself."""
-    found = {"classes": classes(*LINES, seed=SHUFFLE), "modules": modules(*MODULE_LINES, seed=SHUFFLE)}
-    return {
-        name: _accepted(_clean(programs, oracle, LARGER_PROGRAMS), fast, oracle, options)
-        for name, programs in found.items()
-    }
-
-
-def _clean(programs, oracle, most=None):
-    """The first programs that the oracle finds nothing wrong with."""
-    return list(itertools.islice((each for each in programs if not oracle.check(each.split("\n"))), most))
-
-
-def _accepted(clean, fast, oracle, options):
-    """What the oracle says of states of one path of each program."""
-    edits, because = [], Counter()
-    accepted = states = 0
-    for program in clean:
-        found = list(_states(prepare(program, fast, options), SHUFFLE, edits))
-        for state in random.Random(SHUFFLE).sample(found, min(LARGER_STATES, len(found))):
-            errors = oracle.check(state)
-            states += 1
-            accepted += not errors
-            because.update({each.code for each in errors})
-    return {
-        "programs": len(clean),
-        "states": states,
-        "accepted_by_oracle": round(accepted / states, 5),
-        "rejected_because": dict(because.most_common()),
-        "mean_edits": round(statistics.mean(edits), 3),
     }
 
 
@@ -154,7 +105,7 @@ def _agreement(clean, fast, oracle, options):
     ours, theirs = [], []
     for seed in range(SEEDS):
         for program in clean:
-            for state in _states(prepare(program, fast, options), seed, ours):
+            for state in states_of(prepare(program, fast, options), seed, ours):
                 found = oracle.check(state)
                 states += 1
                 accepted += not found
@@ -162,7 +113,7 @@ def _agreement(clean, fast, oracle, options):
     refused = oracle_states = 0
     for seed in range(ORACLE_SEEDS):
         for program in clean:
-            for state in _states(prepare(program, oracle, options), seed, theirs):
+            for state in states_of(prepare(program, oracle, options), seed, theirs):
                 oracle_states += 1
                 refused += bool(fast.check(state))
     mean, other = statistics.mean(ours[: len(theirs)]), statistics.mean(theirs)
@@ -178,7 +129,7 @@ def _agreement(clean, fast, oracle, options):
     }
 
 
-def _states(prepared, seed, edits):
+def states_of(prepared, seed, edits):
     """The states between the empty and the whole program; the number of edits goes to `edits`."""
     groups = prepared.groups(weighted_draws(seed))
     edits.append(len(groups))

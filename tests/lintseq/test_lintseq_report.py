@@ -73,3 +73,14 @@ def test_agreement_tells_good_states_from_bad_ones():
     assert bad.accepted < bad.states
     assert bad.because["syntax-error"] > 0
     assert oracle_agreement([], 5, options).states == 0
+
+
+def test_a_pylint_that_breaks_down_costs_its_states_only(monkeypatch):
+    def broken(linter, lines):
+        raise KeyError("no such node")
+
+    options = LintSeqOptions()
+    rows = [row for row in _table(options).to_pylist() if row["source_row"] < 2]
+    monkeypatch.setattr("engine.lintseq.pylint_linter.PylintLinter.check", broken)
+    seen = oracle_agreement(rows, 3, options)
+    assert (seen.states, seen.accepted, seen.because) == (3, 0, {"pylint broke down": 3})
