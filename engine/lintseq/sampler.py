@@ -8,7 +8,6 @@ Left out: what an error is (`engine.lintseq.linting`) and how edits are written 
 Called by `engine.lintseq.actor` and by anyone with a program in hand.
 """
 
-import math
 import random
 import time
 from bisect import bisect_right
@@ -47,6 +46,18 @@ class TimeLimit(Exception):
     """A program took longer than `max_seconds`."""
 
 
+class Deadline:
+    """So many seconds of CPU time of this thread, from now on."""
+
+    def __init__(self, seconds: float) -> None:
+        self._wall, self._cpu = time.perf_counter() + seconds, time.thread_time() + seconds
+
+    def check(self) -> None:
+        """Raise `TimeLimit` if they are over; the CPU is asked only when the cheaper clock says they may be."""
+        if time.perf_counter() > self._wall and time.thread_time() > self._cpu:
+            raise TimeLimit
+
+
 def sample_edit_sequence(
     program: str, *, seed: int, linter: Linter | None = None, options: LintSeqOptions | None = None
 ) -> list[str]:
@@ -77,7 +88,7 @@ def prepare(program: str, linter: Linter, options: LintSeqOptions) -> "Prepared"
 
     The clock of `options.max_seconds` starts here: CPU time of the calling thread. Raises `TimeLimit`.
     """
-    deadline = time.thread_time() + options.max_seconds
+    deadline = Deadline(options.max_seconds)
     prepared = _prepared(program, linter, options, deadline)
     if options.initial_errors == "repair" and prepared.erroneous:
         rest = _prepared(prepared.repaired(linter), linter, options, deadline)
@@ -85,7 +96,7 @@ def prepare(program: str, linter: Linter, options: LintSeqOptions) -> "Prepared"
     return prepared
 
 
-def _prepared(program: str, linter: Linter, options: LintSeqOptions, deadline: float) -> "Prepared":
+def _prepared(program: str, linter: Linter, options: LintSeqOptions, deadline: Deadline) -> "Prepared":
     """As `prepare`, without repair."""
     lines = program.split("\n")
     own = cast(Layout, linter) if hasattr(linter, "indents") else None
@@ -117,8 +128,8 @@ class Prepared:
 
     `candidates` are the lines that may be drawn; `weights` and `family_end` have one entry per line: the line's share
     in a draw, and the end of the run of lines after it that are indented deeper. `initial` holds the errors of the
-    whole program, `given` those of them (code, name) that are none of the sampler's business; `deadline` is a time of
-    `time.thread_time`; `found` are the errors that were repaired.
+    whole program, `given` those of them (code, name) that are none of the sampler's business; `found` are the errors
+    that were repaired.
     """
 
     lines: list[str]
@@ -129,7 +140,7 @@ class Prepared:
     given: Given
     watched: Watch
     options: LintSeqOptions
-    deadline: float = math.inf
+    deadline: Deadline
     found: Sequence[Finding] = ()
 
     @property
@@ -259,8 +270,7 @@ class Prepared:
         """Delete lines and all that must go with them until the linter is content again; those that went."""
         gone: list[int] = []
         while queue:
-            if time.thread_time() > self.deadline:
-                raise TimeLimit
+            self.deadline.check()
             before = len(gone)
             for index in queue:
                 for each in range(index, max(index + 1, self.family_end[index])):

@@ -166,18 +166,20 @@ def _too_long(prepared, seed):
 class Slow:
     """A linter that takes a second of the clock for every lint."""
 
-    def __init__(self, patch):
+    def __init__(self, patch, waited):
         self.seconds = 0.0
         patch.setattr("engine.lintseq.sampler.time.thread_time", lambda: self.seconds)
+        patch.setattr("engine.lintseq.sampler.time.perf_counter", lambda: self.seconds * (1 + waited))
 
     def check(self, lines):
         self.seconds += 1
         return []
 
 
+@pytest.mark.parametrize("waited", [0, 1000])
 @pytest.mark.parametrize(("keys", "lints"), [({}, 21), ({"max_seconds": 3}, 4)])
-def test_a_program_stops_at_the_first_lint_after_its_time(monkeypatch, keys, lints):
-    linter = Slow(monkeypatch)
+def test_a_program_stops_at_the_first_lint_after_its_time_however_busy_the_machine(monkeypatch, keys, lints, waited):
+    linter = Slow(monkeypatch, waited)
     program = "\n".join(f"x{number} = 1" for number in range(100))
     edits = sample_edit_sequence(program, seed=0, linter=linter, options=LintSeqOptions(**keys))
     assert len(edits) == 1

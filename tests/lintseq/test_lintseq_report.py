@@ -82,5 +82,5 @@ def test_a_pylint_that_breaks_down_costs_its_states_only(monkeypatch):
     options = LintSeqOptions()
     rows = [row for row in _table(options).to_pylist() if row["source_row"] < 2]
     monkeypatch.setattr("engine.lintseq.pylint_linter.PylintLinter.check", broken)
-    seen = oracle_agreement(rows, 3, options)
-    assert (seen.states, seen.accepted, seen.because) == (3, 0, {"pylint broke down": 3})
+    seen = oracle_agreement(rows, 2, options)
+    assert (seen.states, seen.accepted, seen.because) == (2, 0, {"pylint broke down": 2})
