@@ -60,7 +60,7 @@ NEEDS = [
     ("def f(a):|    b = a|    return b|f(1)", [2], []),
     ("def f(a):|    b = a|    raise ValueError(b)|x = f(1)", [], []),
     (
-        "class A:|    def f(self):|        a = 1|        return a|    def g(self):|        b = self.f()|        b()",
+        "class A:|    def f(self):|        a = 1|        return a|    def g(self):|        b = self.f()|        del b",
         [3],
         [4],
     ),
