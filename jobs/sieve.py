@@ -47,7 +47,7 @@ def run(recipe: SieveRecipe, call: Invocation) -> Outcome:
         },
     )
     outcome = run_transform(transform, recipe, call)
-    following = f"headrace sieve-apply jobs/recipes/sieve_apply_smoke.yaml student={student}"
+    following = f"headrace sieve-apply jobs/recipes/sieve-apply_smoke.yaml student={student}"
     return replace(outcome, next_command=following) if outcome.published else outcome
 
 

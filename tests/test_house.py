@@ -13,7 +13,7 @@ from jobs.registry import JOBS, load_job
 ROOT = Path(__file__).parent.parent
 LEVELS = [
     {"errors"},
-    {"config", "storage"},
+    {"config", "storage", "retries"},
     {"artifacts", "observe", "resources"},
     {"runs", "cluster", "submission", "doctor"},
     {"corpus", "models"},
@@ -62,7 +62,19 @@ def test_the_outer_rooms_do_not_import_each_other(top):
 
 @pytest.mark.parametrize(
     "module",
-    ["engine.config", "engine.corpus", "engine.lintseq", "engine.observe", "jobs.cli", "jobs.corpus", "jobs.lintseq"],
+    [
+        "engine.config",
+        "engine.corpus",
+        "engine.lintseq",
+        "engine.models",
+        "engine.observe",
+        "engine.sieve",
+        "jobs.cli",
+        "jobs.corpus",
+        "jobs.lintseq",
+        "jobs.sieve",
+        "jobs.sieve_apply",
+    ],
 )
 def test_light_imports(module):
     heavy = {"torch", "ray", "vllm", "transformers", "pyarrow", "matplotlib", "pylint", "pandas"}

@@ -22,7 +22,7 @@ from typing import Any, TypeVar
 
 from upath import UPath
 
-from engine.artifacts import Parent, is_dataset, read_dataset
+from engine.artifacts import Parent, is_dataset, is_model, read_dataset
 from engine.corpus.config import PACKAGE, STDLIB, SourceConfig
 from engine.errors import SourceError
 from engine.storage import is_inside, is_local, locate, redact, scheme_of
@@ -147,6 +147,8 @@ class _Entry:
             raise SourceError(f"{_show(path)} is neither a file nor a directory.", "Name a file or a directory.")
         if is_dataset(path):
             return self._dataset(path, "")
+        if is_model(path):
+            raise SourceError(f"{_show(path)} is a model, not a corpus.", "Give the directory of a published dataset.")
         found = self._below(path, _Selection(self._included(), self._excluded(_EXCLUDED)))
         if not found:
             raise SourceError(

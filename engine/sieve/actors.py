@@ -181,7 +181,7 @@ class RemoteTeacher:
 
     def most_tokens(self, snippet: Snippet) -> tuple[int, int]:
         """A token is at least a byte, so bytes bound the tokens without a call."""
-        return self._prompt + len(snippet.text.encode()), self._longest
+        return self._prompt + len(snippet.text.encode("utf-8", "replace")), self._longest
 
     def judge(self, snippets: Sequence[Snippet]) -> Iterator[tuple[int, Verdict]]:
         """See `Teacher`; portions go to the actors in turn."""

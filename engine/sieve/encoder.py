@@ -67,6 +67,8 @@ class Encoder:
         (but one text at least)."""
         import torch
 
+        if not texts:
+            return
         ids = self.tokenizer(list(texts), truncation=True, max_length=self.max_tokens, verbose=False)["input_ids"]
         order = sorted(range(len(ids)), key=lambda at: -len(ids[at]))
         first = 0

@@ -247,7 +247,7 @@ def test_a_kill_around_publishing_costs_only_the_rest(cluster, mixed, monkeypatc
     mixed.corpus("calm", **FILTERS)
     where = {
         "before the manifest": (transform, "make_manifest"),
-        "before the rename": (artifacts.Path, "rename"),
+        "before the rename": (Path, "rename"),
         "before the report": (transform, "common_sections"),
     }[moment]
 

@@ -16,6 +16,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from moto.server import ThreadedMotoServer
+from scripted_endpoint import PROMPT
 from upath import UPath
 
 from engine.errors import ArtifactError, HeadraceError
@@ -25,7 +26,6 @@ from engine.sieve.endpoint import EndpointTeacher
 from engine.sieve.labels_teacher import LabelsTeacher
 from engine.sieve.options import BudgetOptions, TeacherOptions
 from engine.sieve.teacher import Snippet, Verdict
-from tests.sieve.conftest import PROMPT
 
 WORST = (10, 5)
 

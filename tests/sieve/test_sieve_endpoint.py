@@ -6,13 +6,13 @@ import time
 import traceback
 
 import pytest
+from scripted_endpoint import ODD, PROMPT
 
 from engine.errors import HeadraceError
 from engine.retries import Patience
 from engine.sieve.endpoint import EndpointTeacher
 from engine.sieve.options import TeacherOptions
 from engine.sieve.teacher import Snippet
-from tests.sieve.conftest import ODD, PROMPT
 
 KEY = "sk-very-secret-0123456789"
 QUICK = Patience(attempts=4, seconds=10, first=0.01, longest=0.05)
