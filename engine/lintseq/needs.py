@@ -53,6 +53,8 @@ def unmet(needs: Sequence[Need], alive: bytearray) -> list[tuple[int, str, str]]
 
 def needs_of(tree: ast.Module, line_of: LineOf) -> list[Need]:
     """The needs of a program."""
+    if not _may_need(tree):
+        return []
     program = Program(tree, line_of)
     needs: list[Need] = []
     for members in program.classes.values():
@@ -65,6 +67,26 @@ def needs_of(tree: ast.Module, line_of: LineOf) -> list[Need]:
             needs += _of_constructor(members, line_of)
     needs += _of_calls(tree, program, line_of)
     return needs
+
+
+def _may_need(tree: ast.Module) -> bool:
+    """Whether there is a class, or an assignment of what a function of the program returns; most have neither."""
+    functions, called = set(), set()
+    pending: list[ast.AST] = [tree]
+    while pending:
+        node = pending.pop()
+        if isinstance(node, ast.ClassDef):
+            return True
+        if isinstance(node, ast.FunctionDef):
+            functions.add(node.name)
+        elif isinstance(node, ast.Assign):
+            if isinstance(node.value, ast.Call) and isinstance(node.value.func, ast.Name):
+                called.add(node.value.func.id)
+            continue
+        elif isinstance(node, ast.Expr | ast.Return):
+            continue
+        pending += [each for each in ast.iter_child_nodes(node) if isinstance(each, _Blocks)]
+    return not functions.isdisjoint(called)
 
 
 def _of_attributes(members: Members, elsewhere: Lines) -> Iterator[Need]:
