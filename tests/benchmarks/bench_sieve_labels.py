@@ -26,8 +26,8 @@ from tests.benchmarks.bbc import TOPICS, snippets, split
 SEEDS = range(5)
 RULES = ("band", "uncertainty", "published", "random")
 STUDENT = StudentOptions(kind="frozen")
-LOOP = {"warm_start": 60, "batch": 30, "ahead": 0.0, "patience": 0, "sample": 2000}
-QUERIES = {"band": 420, "uncertainty": 420, "published": 900, "random": 900}
+LOOP = {"warm_start": 60, "batch": 30, "ahead": 0.0, "patience": 0, "sample": 1000}
+QUERIES = {"band": 420, "uncertainty": 420, "published": 780, "random": 780}
 WITHIN = 0.02
 
 

@@ -3,11 +3,8 @@
 import numpy as np
 import pytest
 import torch
-from tokenizers import Tokenizer
-from tokenizers.models import WordLevel
-from tokenizers.pre_tokenizers import Whitespace
-from tokenizers.processors import TemplateProcessing
-from transformers import BertConfig, BertModel, PreTrainedTokenizerFast, T5Config, T5EncoderModel, T5Model
+from tiny_student import WORDS, labelled, save_bert, tokenizer
+from transformers import BertModel, T5Config, T5EncoderModel, T5Model
 from upath import UPath
 
 from engine.corpus import FeatureCache
@@ -16,31 +13,14 @@ from engine.sieve import Student, StudentOptions, trm_threshold
 from engine.sieve.calibration import sigmoid
 from engine.sieve.cutting import pieces
 from engine.sieve.encoder import Encoder
-from engine.sieve.training import EncoderTrainer, FrozenTrainer, Labelled, make_card, make_trainer, train
+from engine.sieve.training import EncoderTrainer, FrozenTrainer, make_card, make_trainer, train
 
-GOOD, BAD = ["goal", "match", "team", "cup"], ["bank", "share", "rate", "tax"]
-WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", *GOOD, *BAD, "the", "a", "of", "."]
 PLAIN = {"max_tokens": 16, "epochs": 12, "learning_rate": 2e-3, "batch": 8}
-
-
-def tokenizer():
-    made = Tokenizer(WordLevel({word: at for at, word in enumerate(WORDS)}, "[UNK]"))
-    made.pre_tokenizer = Whitespace()
-    made.post_processor = TemplateProcessing(single="[CLS] $A [SEP]", special_tokens=[("[CLS]", 2), ("[SEP]", 3)])
-    return PreTrainedTokenizerFast(
-        tokenizer_object=made, pad_token="[PAD]", unk_token="[UNK]", cls_token="[CLS]", sep_token="[SEP]",
-        model_max_length=64,
-    )  # fmt: skip
 
 
 @pytest.fixture(scope="module")
 def bert(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("bert")
-    torch.manual_seed(0)
-    sizes = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64}
-    BertModel(BertConfig(vocab_size=len(WORDS), max_position_embeddings=64, **sizes)).save_pretrained(folder)
-    tokenizer().save_pretrained(folder)
-    return str(folder)
+    return save_bert(tmp_path_factory.mktemp("bert"))
 
 
 @pytest.fixture(scope="module")
@@ -51,13 +31,6 @@ def t5(tmp_path_factory):
     T5Model(T5Config(vocab_size=len(WORDS), decoder_start_token_id=0, **sizes)).save_pretrained(folder)
     tokenizer().save_pretrained(folder)
     return str(folder)
-
-
-def labelled(count=80, seed=0):
-    rng = np.random.default_rng(seed)
-    labels = rng.uniform(size=count) < 0.3
-    texts = [" ".join(rng.choice(GOOD if good else BAD, 3)) + " of the ." for good in labels]
-    return Labelled(texts, labels, 0.3)
 
 
 def test_pieces_lose_nothing_and_fit():

@@ -1,0 +1,186 @@
+"""The jobs `sieve` and `sieve-apply` end to end on a tiny corpus and a tiny student; what a kill costs."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from tiny_student import BAD, GOOD, save_bert
+from upath import UPath
+
+from engine.artifacts import read_dataset, read_model
+from engine.config import build_recipe, write_yaml
+from engine.errors import HeadraceError, Outdated, SchemaError
+from engine.runs import Invocation
+from engine.sieve import distil as distil_function
+from engine.sieve.distil import Learned
+from jobs import sieve, sieve_apply
+
+ROOT = Path(__file__).parents[2]
+CALL = Invocation("headrace sieve recipe.yaml")
+
+
+@dataclass
+class Workbench:
+    folder: Path
+    model: str
+
+    def recipe(self, name, **changes):
+        recipe = {
+            "name": name,
+            "runs": str(self.folder / "runs"),
+            "source": {"paths": [str(self.folder / "corpus.jsonl")], "roots": [str(self.folder)], "shard_mb": 0.004},
+            "criterion": "It is about sport.",
+            "teacher": {"kind": "labels"},
+            "truth": {"column": "topic", "passes": ["sp*"]},
+            "budget": {"queries": 90},
+            "student": {"kind": "frozen", "model": self.model, "max_tokens": 16, "cpus": 0.2},
+            "loop": {"validation": 20, "warm_start": 20, "batch": 20, "every": 5, "sample": 100, "patience": 0},
+            "filter": {"cpus": 0.3},
+            "stall_seconds": 120,
+        }
+        return {**recipe, **changes}
+
+    def run(self, name, **changes):
+        return sieve.run(build_recipe(sieve.RECIPE, self.recipe(name, **changes)), CALL)
+
+    def home(self, name):
+        return UPath(self.folder / "runs" / "sieve" / name)
+
+
+@pytest.fixture(scope="module")
+def bench(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("sieve")
+    rng = np.random.default_rng(0)
+    with open(folder / "corpus.jsonl", "w") as file:
+        for number in range(400):
+            good = rng.uniform() < 0.2
+            # "good" is the word by which the scripted endpoint decides.
+            words = [*rng.choice(GOOD if good else BAD, 3), "of the", "good" if good else "bad", *rng.choice(BAD, 1)]
+            file.write(
+                json.dumps({"text": " ".join(words) + f" {number}", "topic": "sport" if good else "money"}) + "\n"
+            )
+    return Workbench(folder, save_bert(folder / "bert"))
+
+
+def rows(dataset):
+    return pa.concat_tables(pq.read_table(str(dataset.path / part.file)) for part in dataset.parts).to_pylist()
+
+
+@pytest.fixture(scope="module")
+def calm(cluster, bench):
+    return bench.run("calm", controls=["random"], compare=True)
+
+
+def test_it_publishes_student_dataset_and_report(bench, calm):
+    home = bench.home("calm")
+    student, dataset = read_model(home / "student", verify=True), read_dataset(home / "dataset")
+    assert dataset.manifest.models == {"student": student.fingerprint}
+    assert student.manifest.counts["queries"] == 90
+    kept = rows(dataset)
+    assert len(kept) + dataset.manifest.counts["dropped: sieve"] == 400
+    threshold = json.loads((home / "student" / "student.json").read_text())["threshold"]
+    assert all(row["sieve_score"] > threshold for row in kept)
+    assert np.mean([row["topic"] == "sport" for row in kept]) > 0.8
+    learned = Learned.model_validate_json((home / "loop" / "learned.json").read_bytes())
+    assert list(learned.rounds) == ["band", "random"]
+    assert all(share is None or share >= 0.25 for share in (each.nearest_minority for each in learned.rounds["band"]))
+    page = (home / "report.html").read_text()
+    for section in ("Learning curve", "Scores of the stream", "Agreement", "Disagreements", "Rounds (band)"):
+        assert section in page
+    assert "encoder student against teacher" in page
+    assert (home / "metrics.jsonl").exists()
+
+
+def test_a_second_call_changes_nothing(bench, calm):
+    again = bench.run("calm", controls=["random"], compare=True)
+    assert again.reused
+    assert again.output == calm.output
+
+
+def test_another_criterion_is_another_run(bench, calm):
+    with pytest.raises(Outdated, match="another recipe"):
+        bench.run("calm", criterion="It is about money.", controls=["random"], compare=True)
+
+
+def test_a_published_student_filters_another_corpus(bench, calm):
+    recipe = {
+        "name": "apply", "runs": str(bench.folder / "runs"), "student": str(bench.home("calm") / "student"),
+        "source": {"paths": [str(bench.folder / "corpus.jsonl")], "roots": [str(bench.folder)], "shard_mb": 0.004},
+        "filter": {"mode": "tag", "cpus": 0.3},
+    }  # fmt: skip
+    outcome = sieve_apply.run(build_recipe(sieve_apply.RECIPE, recipe), CALL)
+    tagged, kept = rows(read_dataset(outcome.output)), rows(read_dataset(bench.home("calm") / "dataset"))
+    assert len(tagged) == 400
+    scores = {row["text"]: row["sieve_score"] for row in tagged}
+    assert all(scores[row["text"]] == pytest.approx(row["sieve_score"], abs=1e-6) for row in kept)
+
+
+@pytest.mark.parametrize("moment", ["_publish", "_opinions"])
+def test_a_stop_after_the_loop_asks_nothing_again(cluster, bench, monkeypatch, moment):
+    import engine.sieve.distil as module
+
+    class Stop(BaseException):
+        pass
+
+    def stop(*arguments):
+        raise Stop
+
+    with monkeypatch.context() as patch:
+        patch.setattr(module._Distillation, moment, stop)
+        with pytest.raises(Stop):
+            bench.run(f"stopped{moment}")
+    asked = []
+    real = module.LabelsTeacher.judge
+    monkeypatch.setattr(module.LabelsTeacher, "judge", lambda self, those: asked.append(those) or real(self, those))
+    bench.run(f"stopped{moment}")
+    assert not asked
+    assert callable(distil_function)
+
+
+def test_a_missing_truth_column_is_told(cluster, bench):
+    with pytest.raises(SchemaError, match="no column 'subject'"):
+        bench.run("wrong", truth={"column": "subject", "passes": ["x"]})
+
+
+@pytest.mark.parametrize(("passes", "says"), [(["*"], "let everything pass"), (["nothing"], "let nothing pass")])
+def test_a_criterion_that_all_or_none_meet(cluster, bench, passes, says):
+    with pytest.raises(HeadraceError, match=says):
+        bench.run(f"one-{len(passes[0])}", truth={"column": "topic", "passes": passes})
+
+
+def test_an_endpoint_is_asked_once_per_snippet_whatever_is_killed(head, bench, endpoint):
+    """The driver is killed while it labels, then the run is called again until it is through."""
+    endpoint.delay = 0.05
+    recipe = bench.recipe(
+        "killed",
+        teacher={
+            "kind": "endpoint", "url": endpoint.url, "model": "any", "at_once": 4, "prompt": "{criterion}|{snippet}",
+        },
+        truth=None,
+    )  # fmt: skip
+    recipe.pop("truth")
+    path = bench.folder / "killed.yaml"
+    path.write_text(write_yaml(recipe))
+    command = [sys.executable, "-m", "jobs.sieve", str(path), "--address", head.address]
+    for labels in (15, 45):
+        driver = subprocess.Popen(command, cwd=ROOT, env=head.environment)
+        end = time.monotonic() + 120
+        while sum(endpoint.counts.values()) < labels and time.monotonic() < end and driver.poll() is None:
+            time.sleep(0.02)
+        assert driver.poll() is None, "it ended before it could be killed"
+        os.kill(driver.pid, signal.SIGKILL)
+        driver.wait(20)
+    assert subprocess.run(command, cwd=ROOT, env=head.environment, timeout=240).returncode == 0
+    repeated = sum(count - 1 for count in endpoint.counts.values())
+    assert repeated <= 2 * 4, "more was asked twice than was in flight at the kills"
+    assert sum(endpoint.counts.values()) <= 90
+    assert read_dataset(bench.home("killed") / "dataset").rows
