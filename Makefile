@@ -30,4 +30,4 @@ constraints: bootstrap  ## pin what is installed in .venv now
 	  | grep -v '^pip==' > deploy/constraints.txt
 
 chaos: bootstrap ## kill drivers and workers at 20 random moments
-	@HEADRACE_CHAOS_KILLS=20 $(BIN)/pytest -s tests/chaos
+	@HEADRACE_CHAOS_KILLS=20 $(BIN)/pytest -s tests/chaos tests/sieve/test_sieve_chaos.py

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from engine.config import build_recipe
-from jobs import corpus
+from jobs import corpus, sieve
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
@@ -62,7 +62,8 @@ def test_python_runs(code):
 def test_recipes_are_recipes(text):
     from ruamel.yaml import YAML
 
-    build_recipe(corpus.RECIPE, YAML(typ="safe", pure=True).load(text))
+    data = YAML(typ="safe", pure=True).load(text)
+    build_recipe((sieve if "criterion" in data else corpus).RECIPE, data)
 
 
 def test_every_file_it_names_is_there():

@@ -44,7 +44,8 @@ def narrate(report: Report, dataset: Dataset, *, recipe: SieveRecipe, student: U
     _rounds(report, rule, rounds)
     if learned.opinions:
         _agreement(report, learned, recipe)
-    _cost(report, learned, student.parent, dataset)
+    if recipe.teacher.kind != "labels":
+        _cost(report, learned, student.parent)
     if learned.opinions:
         _readings(report, learned)
 
@@ -115,8 +116,8 @@ def _rounds(report: Report, rule: str, rounds: Sequence[Round]) -> None:
     ]
     note = (
         "Accepted: share of the snippets seen that lay in the band. Nearest minority: the rarer class among the labels"
-        " on both sides of the batch's own cut of least error, by theory never below 25 %. Changed: share of the stream on"
-        " which the decision is another than the round before."
+        " on both sides of the batch's own cut of least error, by theory never below 25 %. Changed: share of the stream"
+        " on which the decision is another than the round before."
     )
     report.table(f"Rounds ({rule})", columns, rows, note)
 
@@ -154,7 +155,7 @@ def _agreement(report: Report, learned: Learned, recipe: SieveRecipe) -> None:
     )
 
 
-def _cost(report: Report, learned: Learned, home: UPath, dataset: Dataset) -> None:
+def _cost(report: Report, learned: Learned, home: UPath) -> None:
     records = Ledger(home).records().values()
     texts = sum(record.rows_in for record in records)
     scored = sum(record.seconds.get("score", 0.0) for record in records)

@@ -3,6 +3,7 @@
 HEADRACE_CHAOS_KILLS sets the number of kills (4 in CI; `make chaos` does 20), HEADRACE_CHAOS_SEED repeats a run.
 """
 
+import json
 import os
 import random
 import signal
@@ -15,6 +16,7 @@ import psutil
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from tiny_student import publish_tiny
 from upath import UPath
 
 from engine.artifacts import read_dataset
@@ -30,6 +32,7 @@ RUN_DEADLINE = 300
 def test_every_row_once_whatever_dies(head, tmp_path):
     print(f"chaos with seed {SEED}, {KILLS} kills")
     rng = random.Random(SEED)
+    publish_tiny(UPath(tmp_path / "student"))
     calm = _pipeline(tmp_path, "calm")
     started = time.monotonic()
     assert _run(calm, head).wait(RUN_DEADLINE) == 0
@@ -64,13 +67,22 @@ def test_every_row_once_whatever_dies(head, tmp_path):
 def _pipeline(folder, name):
     """A pipeline over part of the standard library, in shards small enough to be caught at every stage."""
     source = {"paths": ["stdlib:"], "format": "python", "include": ["[a-h]*.py"], "min_lines": 5, "max_lines": 40}
+    texts = folder / "texts.jsonl"
+    if not texts.exists():
+        words = ["goal", "match", "bank", "tax"]
+        lines = [json.dumps({"text": " ".join(random.Random(at).choices(words, k=12))}) for at in range(3000)]
+        texts.write_text("\n".join(lines))
+    news = {"paths": [str(texts)], "roots": [str(folder)], "shard_mb": 0.01}
+    student = str(folder / "student")
     recipes = {
+        "sieve-apply": {"name": "x", "source": news, "student": student, "filter": {"cpus": 0.5}},
         "corpus": {"name": "x", "source": {**source, "shard_mb": 0.1}, "filters": {"exact_duplicates": True}},
         "lintseq": {"name": "x", "source": {"paths": ["x"], "shard_mb": 0.02}},
     }
     for job, recipe in recipes.items():
         (folder / f"{job}.yaml").write_text(write_yaml(recipe))
     stages = [
+        {"job": "sieve-apply", "recipe": str(folder / "sieve-apply.yaml")},
         {"job": "corpus", "recipe": str(folder / "corpus.yaml")},
         {"job": "lintseq", "recipe": str(folder / "lintseq.yaml"), "inputs": {"source.paths": "corpus"}},
     ]
@@ -111,7 +123,7 @@ def _is_worker(process):
 
 def _compare(folder, one, other):
     """Same parts with the same bytes, so the same rows in the same order."""
-    for job in ("corpus", "lintseq"):
+    for job in ("sieve-apply", "corpus", "lintseq"):
         datasets = [read_dataset(UPath(folder / name / job / "chaos" / "dataset")) for name in (one, other)]
         first, second = ([(part.name, part.rows, part.sha256) for part in each.parts] for each in datasets)
         assert first == second
@@ -124,6 +136,8 @@ def _check_complete(folder):
     counts = corpus.manifest.counts
     fates = counts["quarantined"] + sum(count for name, count in counts.items() if name.startswith("dropped: "))
     assert counts["read"] == corpus.rows + fates
+    filtered = read_dataset(UPath(folder / "sieve-apply" / "chaos" / "dataset"))
+    assert 0 < filtered.rows == 3000 - filtered.manifest.counts["dropped: sieve"]
     refined = read_dataset(UPath(folder / "lintseq" / "chaos" / "dataset"))
     programs, sequences = _rows(corpus), _rows(refined)
     wanted = {(part.name, row) for part in corpus.parts for row in range(part.rows)}

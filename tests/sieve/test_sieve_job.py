@@ -1,74 +1,24 @@
 """The jobs `sieve` and `sieve-apply` end to end on a tiny corpus and a tiny student; what a kill costs."""
 
 import json
-import os
-import signal
-import subprocess
-import sys
-import time
-from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from tiny_student import BAD, GOOD, save_bert
-from upath import UPath
+from workbench import CALL, make_workbench
 
 from engine.artifacts import read_dataset, read_model
-from engine.config import build_recipe, write_yaml
+from engine.config import build_recipe
 from engine.errors import HeadraceError, Outdated, SchemaError
-from engine.runs import Invocation
 from engine.sieve import distil as distil_function
 from engine.sieve.distil import Learned
-from jobs import sieve, sieve_apply
-
-ROOT = Path(__file__).parents[2]
-CALL = Invocation("headrace sieve recipe.yaml")
-
-
-@dataclass
-class Workbench:
-    folder: Path
-    model: str
-
-    def recipe(self, name, **changes):
-        recipe = {
-            "name": name,
-            "runs": str(self.folder / "runs"),
-            "source": {"paths": [str(self.folder / "corpus.jsonl")], "roots": [str(self.folder)], "shard_mb": 0.004},
-            "criterion": "It is about sport.",
-            "teacher": {"kind": "labels"},
-            "truth": {"column": "topic", "passes": ["sp*"]},
-            "budget": {"queries": 90},
-            "student": {"kind": "frozen", "model": self.model, "max_tokens": 16, "cpus": 0.2},
-            "loop": {"validation": 20, "warm_start": 20, "batch": 20, "every": 5, "sample": 100, "patience": 0},
-            "filter": {"cpus": 0.3},
-            "stall_seconds": 120,
-        }
-        return {**recipe, **changes}
-
-    def run(self, name, **changes):
-        return sieve.run(build_recipe(sieve.RECIPE, self.recipe(name, **changes)), CALL)
-
-    def home(self, name):
-        return UPath(self.folder / "runs" / "sieve" / name)
+from jobs import sieve_apply
 
 
 @pytest.fixture(scope="module")
 def bench(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("sieve")
-    rng = np.random.default_rng(0)
-    with open(folder / "corpus.jsonl", "w") as file:
-        for number in range(400):
-            good = rng.uniform() < 0.2
-            # "good" is the word by which the scripted endpoint decides.
-            words = [*rng.choice(GOOD if good else BAD, 3), "of the", "good" if good else "bad", *rng.choice(BAD, 1)]
-            file.write(
-                json.dumps({"text": " ".join(words) + f" {number}", "topic": "sport" if good else "money"}) + "\n"
-            )
-    return Workbench(folder, save_bert(folder / "bert"))
+    return make_workbench(tmp_path_factory.mktemp("sieve"))
 
 
 def rows(dataset):
@@ -155,32 +105,3 @@ def test_a_missing_truth_column_is_told(cluster, bench):
 def test_a_criterion_that_all_or_none_meet(cluster, bench, passes, says):
     with pytest.raises(HeadraceError, match=says):
         bench.run(f"one-{len(passes[0])}", truth={"column": "topic", "passes": passes})
-
-
-def test_an_endpoint_is_asked_once_per_snippet_whatever_is_killed(head, bench, endpoint):
-    """The driver is killed while it labels, then the run is called again until it is through."""
-    endpoint.delay = 0.05
-    recipe = bench.recipe(
-        "killed",
-        teacher={
-            "kind": "endpoint", "url": endpoint.url, "model": "any", "at_once": 4, "prompt": "{criterion}|{snippet}",
-        },
-        truth=None,
-    )  # fmt: skip
-    recipe.pop("truth")
-    path = bench.folder / "killed.yaml"
-    path.write_text(write_yaml(recipe))
-    command = [sys.executable, "-m", "jobs.sieve", str(path), "--address", head.address]
-    for labels in (15, 45):
-        driver = subprocess.Popen(command, cwd=ROOT, env=head.environment)
-        end = time.monotonic() + 120
-        while sum(endpoint.counts.values()) < labels and time.monotonic() < end and driver.poll() is None:
-            time.sleep(0.02)
-        assert driver.poll() is None, "it ended before it could be killed"
-        os.kill(driver.pid, signal.SIGKILL)
-        driver.wait(20)
-    assert subprocess.run(command, cwd=ROOT, env=head.environment, timeout=240).returncode == 0
-    repeated = sum(count - 1 for count in endpoint.counts.values())
-    assert repeated <= 2 * 4, "more was asked twice than was in flight at the kills"
-    assert sum(endpoint.counts.values()) <= 90
-    assert read_dataset(bench.home("killed") / "dataset").rows

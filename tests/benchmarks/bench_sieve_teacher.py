@@ -1,0 +1,157 @@
+"""What a student costs beside its teachers, and how well it does where the teacher is a small language model.
+
+Cost, one thread each, batches of 16 snippets of 40 to 60 words: a MiniLM student, the scoring teacher (SmolLM2-135M,
+five topic words) and the teacher that reasons (SmolLM2-135M in vLLM, answers of at most 128 tokens), in CPU seconds per
+snippet. Quality: the active loop over BBC snippets with the scoring teacher; student and teacher are held against the
+editors' labels on the same snippets of other articles. Three seeds, each with a split of its own.
+"""
+
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+from upath import UPath
+
+from tests.benchmarks.bbc import snippets, split
+
+TOPIC = "sports"
+WORDS = {"passes": ["sport"], "fails": ["business", "entertainment", "politics", "tech"]}
+SEEDS = range(3)
+QUERIES = 400
+TEST = 400
+BATCH = 16
+TIMED = {"student": 640, "scorer": 96, "writer": 16}
+
+
+def main():
+    """Costs in processes of their own, then quality."""
+    costs = {who: _alone(who) for who in TIMED}
+    runs = [_quality(seed) for seed in SEEDS]
+    gaps = [run["student"] - run["teacher"] for run in runs]
+    return {
+        "batch": BATCH,
+        "cpu_seconds_per_snippet": costs,
+        "queries": QUERIES,
+        "seeds": list(SEEDS),
+        "quality": runs,
+        "summary": {
+            "scorer_to_student": round(costs["scorer"] / costs["student"], 1),
+            "writer_to_student": round(costs["writer"] / costs["student"], 1),
+            "teacher_balanced_accuracy": round(statistics.mean(run["teacher"] for run in runs), 4),
+            "student_balanced_accuracy": round(statistics.mean(run["student"] for run in runs), 4),
+            "student_minus_teacher": [round(gap, 4) for gap in gaps],
+        },
+    }
+
+
+def _alone(who):
+    """CPU seconds a snippet takes, in a process with one thread."""
+    command = [sys.executable, "-m", "tests.benchmarks.bench_sieve_teacher", who]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "VLLM_LOGGING_LEVEL": "ERROR"}
+    out = subprocess.run(command, env=environment, check=True, capture_output=True, text=True).stdout
+    return float(out.splitlines()[-1])
+
+
+def _cost(who):
+    """CPU seconds per snippet of one of the three, after a warm-up."""
+    import torch
+
+    from engine.sieve import Snippet, TeacherOptions
+
+    torch.set_num_threads(1)
+    texts = [text for _, _, text in snippets()]
+    texts = [texts[at] for at in np.random.default_rng(0).permutation(len(texts))[: TIMED[who] + BATCH]]
+    if who == "student":
+        from engine.sieve.encoder import Encoder
+
+        encoder = Encoder("pkg:minilm", max_tokens=128)
+
+        def work(some):
+            for first in range(0, len(some), BATCH):
+                encoder.features(some[first : first + BATCH], batch_tokens=1 << 20)
+
+    else:
+        options = TeacherOptions(kind="scorer" if who == "scorer" else "vllm", at_once=BATCH, max_tokens=128, **WORDS)
+        if who == "scorer":
+            from engine.sieve.scorer import ScorerTeacher as Teacher
+        else:
+            from engine.sieve.writer import WriterTeacher as Teacher
+        teacher = Teacher(options, "The article is about sport.")
+
+        def work(some):
+            for first in range(0, len(some), BATCH):
+                list(teacher.judge([Snippet(text) for text in some[first : first + BATCH]]))
+
+    work(texts[:BATCH])
+    started = time.process_time()
+    work(texts[BATCH:])
+    return (time.process_time() - started) / TIMED[who]
+
+
+def _quality(seed):
+    """Balanced accuracy of teacher and student against the editors, on the same test snippets."""
+    from engine.sieve import (
+        ActiveLoop,
+        BudgetLedger,
+        BudgetOptions,
+        LoopOptions,
+        SnippetStream,
+        TeacherOptions,
+        balanced_accuracy,
+    )
+    from engine.sieve.encoder import Encoder
+    from engine.sieve.inline import InlineLearners
+    from engine.sieve.options import StudentOptions
+    from engine.sieve.scorer import ScorerTeacher
+    from engine.sieve.training import FrozenTrainer
+
+    parts = split(list(snippets()), TOPIC, seed, rate=0.2)
+    rng = np.random.default_rng(seed)
+    stream = parts.stream[:6000]
+    passes = [each for each in parts.test if each.truth]
+    fails = [each for each in parts.test if not each.truth]
+    test = [some[at] for some in (passes, fails) for at in rng.permutation(len(some))[: TEST // 2]]
+    teacher = ScorerTeacher(TeacherOptions(kind="scorer", at_once=BATCH, **WORDS))
+    teacher.calibrate([each.text for each in stream[:64]])
+    said = {at: verdict.passed for at, verdict in teacher.judge(test)}
+    student = StudentOptions(kind="frozen")
+    memory = _Memory(Encoder("pkg:minilm", max_tokens=128))
+    learners = InlineLearners(FrozenTrainer(student, memory), student)
+    options = LoopOptions(warm_start=100, batch=50, ahead=0.0, patience=0)
+    with tempfile.TemporaryDirectory(prefix="hrbench-") as folder:
+        ledger = BudgetLedger(UPath(folder), UPath(Path(folder) / "cache"), BudgetOptions(queries=QUERIES))
+        loop = ActiveLoop(
+            SnippetStream(iter(stream), buffer=1, seed=seed), teacher, ledger, learners, options, seed=seed
+        )
+        card, state = loop.run()
+    logit = np.log(card.threshold / (1 - card.threshold))
+    chosen = learners.logits(learners.score([each.text for each in test])) > logit
+    truth = [each.truth for each in test]
+    return {
+        "seed": seed,
+        "teacher": round(balanced_accuracy([bool(said[at]) for at in range(len(test))], truth), 4),
+        "student": round(balanced_accuracy(chosen, truth), 4),
+        "nearest_minority": [each.nearest_minority for each in state.rounds],
+    }
+
+
+class _Memory:
+    """Features that have been computed, in memory."""
+
+    def __init__(self, encoder):
+        self.encoder, self.known = encoder, {}
+
+    def features(self, texts, compute):
+        """As the feature cache does."""
+        new = [text for text in dict.fromkeys(texts) if text not in self.known]
+        self.known.update(zip(new, compute(new), strict=True))
+        return [self.known[text] for text in texts]
+
+
+if __name__ == "__main__":
+    print(_cost(sys.argv[1]))
