@@ -37,14 +37,14 @@ TEXTS = ["the mill .", "goal cup goal", "", "bank rate nothing\x00", "millers th
 class Served:
     """What a test asks: the two applications under one address, and where they write."""
 
-    port: int
+    client: httpx.Client
     logs: Path
     diary: Path
     student: Student
     fingerprint: str
 
     def ask(self, method: str, path: str, **request) -> httpx.Response:
-        return httpx.request(method, f"http://127.0.0.1:{self.port}{path}", timeout=60, **request)
+        return self.client.request(method, path, **request)
 
     def score(self, texts, app: str = "", headers=None) -> httpx.Response:
         return self.ask(
@@ -90,7 +90,10 @@ def served(tmp_path_factory):
             try:
                 serve.run_many([serve.RunTarget(app, f"app{at[1:]}", at) for at, app in apps.items()])
                 student = Student.load(model.local())
-                yield Served(port, private.directory / "session_latest" / "logs", diary, student, model.fingerprint)
+                # One client for all: making one takes as long as the student does.
+                with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=60, trust_env=False) as client:
+                    logs = private.directory / "session_latest" / "logs"
+                    yield Served(client, logs, diary, student, model.fingerprint)
             finally:
                 serve.shutdown()
 
@@ -139,7 +142,7 @@ def test_without_a_key_only_this_machine_is_served(served):
                  if each.family == socket.AF_INET and not is_loopback(each.address)]  # fmt: skip
     for address in elsewhere:
         with pytest.raises(OSError, match=r"refused|unreachable|timed out"):
-            socket.create_connection((address, served.port), timeout=2).close()
+            socket.create_connection((address, served.client.base_url.port), timeout=2).close()
 
 
 @pytest.mark.parametrize(
@@ -185,7 +188,7 @@ def test_requests_go_through_the_student_together(served):
     assert [each.status_code for each in answers] == [200] * len(texts)
     merged = served.batches()[before:]
     assert sum(merged) == len(texts)
-    assert len(merged) <= len(texts) / 2
+    assert len(merged) <= len(texts) / 2, merged
     for asked, answer in zip(texts, answers, strict=True):
         expected = served.student.scores(asked).tolist()
         assert [each["score"] for each in answer.json()["results"]] == pytest.approx(expected, abs=1e-6)
