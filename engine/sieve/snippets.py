@@ -13,7 +13,7 @@ from collections.abc import Generator, Iterable, Iterator, Sequence
 from contextlib import closing
 from fnmatch import fnmatchcase
 from functools import cache
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
@@ -22,10 +22,12 @@ from engine.corpus.block import BlockInfo
 from engine.corpus.marks import SOURCE_PART, SOURCE_ROW, unmarked
 from engine.corpus.plan import Plan, Shard
 from engine.corpus.stream import IO_CPUS, Read, stream
-from engine.models import load_tokenizer
-from engine.sieve.cutting import pieces
+from engine.sieve.cutting import load_cutter, pieces
 from engine.sieve.options import StudentOptions, TruthOptions
 from engine.sieve.teacher import Snippet
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
 
 
 class SnippetStream:
@@ -132,7 +134,7 @@ class _Cut:
         truths = (
             [self.truth(value) for value in kept[self.truth.column].to_pylist()] if self.truth else [None] * len(kept)
         )
-        cut = pieces(_tokenizer(self.model), texts, self.max_tokens, self.long)
+        cut = pieces(_cutter(self.model), texts, self.max_tokens, self.long)
         snippets = [
             {"text": piece, "part": part, "row": row, "piece": number, "truth": truth}
             for each, part, row, truth in zip(cut, parts, rows, truths, strict=True)
@@ -148,6 +150,6 @@ _SNIPPETS = pa.list_(
 
 
 @cache
-def _tokenizer(model: str) -> Any:
+def _cutter(model: str) -> "Tokenizer":
     """One tokenizer for all shards that a worker process reads."""
-    return load_tokenizer(model)
+    return load_cutter(model)

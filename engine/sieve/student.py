@@ -107,7 +107,7 @@ class Student:
 
     def scores(self, texts: Sequence[str], batch_tokens: int = 4096) -> Floats:
         """Scores of whole texts in [0, 1], (n,): each is cut into snippets, whose scores are joined."""
-        cut = pieces(self.encoder.tokenizer, texts, self.encoder.max_tokens, self.card.long)
+        cut = pieces(self.encoder.tokenizer.backend_tokenizer, texts, self.encoder.max_tokens, self.card.long)
         scores = sigmoid(self.logits([piece for each in cut for piece in each], batch_tokens))
         ends = np.cumsum([len(each) for each in cut])
         join = np.max if self.card.join == "max" else np.mean

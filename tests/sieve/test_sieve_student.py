@@ -11,7 +11,7 @@ from engine.corpus import FeatureCache
 from engine.errors import ArtifactError, SourceError
 from engine.sieve import Student, StudentOptions, trm_threshold
 from engine.sieve.calibration import sigmoid
-from engine.sieve.cutting import pieces
+from engine.sieve.cutting import load_cutter, pieces
 from engine.sieve.encoder import Encoder
 from engine.sieve.training import EncoderTrainer, FrozenTrainer, make_card, make_trainer, train
 
@@ -33,16 +33,22 @@ def t5(tmp_path_factory):
     return str(folder)
 
 
-def test_pieces_lose_nothing_and_fit():
+def test_pieces_lose_nothing_and_fit(bert, tmp_path):
     made = tokenizer()
     text = "  goal match  team cup the a of .\n bank share rate tax ."
-    cut = pieces(made, [text, "goal", ""], max_tokens=6)
+    made.save_pretrained(tmp_path)
+    made.backend_tokenizer.enable_truncation(4)
+    made.backend_tokenizer.enable_padding()
+    made.backend_tokenizer.save(str(tmp_path / "tokenizer.json"))
+    BertModel.from_pretrained(bert).save_pretrained(tmp_path)
+    cutter = load_cutter(str(tmp_path))
+    cut = pieces(cutter, [text, "goal", ""], max_tokens=6)
     assert "".join(cut[0]) == text
     assert len(cut[0]) == 4
     assert all(len(made(piece)["input_ids"]) <= 6 for piece in cut[0])
     assert cut[1:] == [["goal"], [""]]
-    assert pieces(made, [text], 6, "truncate") == [cut[0][:1]]
-    assert pieces(made, [], 6) == []
+    assert pieces(cutter, [text], 6, "truncate") == [cut[0][:1]]
+    assert pieces(cutter, [], 6) == []
 
 
 def test_batches_hold_every_text_once_within_the_limit(bert):
@@ -122,7 +128,7 @@ def test_long_texts_are_joined(bert):
     fitted = train(trainer, labelled(), labelled(50, seed=1).texts, options, seed=0)
     card = make_card(options, "sport", fitted, 80)
     text = " ".join(["goal match team cup of the"] + ["bank share rate tax of the"] * 2)
-    parts = sigmoid(trainer.logits(pieces(tokenizer(), [text], 8)[0]))
+    parts = sigmoid(trainer.logits(pieces(tokenizer().backend_tokenizer, [text], 8)[0]))
     assert len(parts) == 3
     for join, expected in (("mean", parts.mean()), ("max", parts.max())):
         student = trainer.student(card.model_copy(update={"join": join}))
