@@ -146,11 +146,11 @@ class _Distillation:
     def _loop(self, rule: str, ledger: BudgetLedger) -> tuple[Card, LoopState]:
         recipe, path = self.recipe, self.folder / f"{rule}.json"
         state = _STATE.validate_json(path.read_bytes()) if path.exists() else LoopState()
-        done = len(state.labels)
+        done = len(state.validation) + len(state.labels)
         with (
             closing(self._stream()) as stream,
             MetricsWriter(self.folder / rule) as metrics,
-            Progress(f"label ({rule})", recipe.budget.queries - recipe.loop.validation, "labels", done=done) as bar,
+            Progress(f"label ({rule})", recipe.budget.queries, "labels", done=done) as bar,
         ):
 
             def save(state: LoopState) -> None:

@@ -119,7 +119,7 @@ class ActiveLoop:
         seed: int,
         state: LoopState | None = None,
         save: Callable[[LoopState], None] = lambda state: None,
-        progress: Callable[[int], None] = lambda labels: None,
+        progress: Callable[[int], None] = lambda answers: None,
     ) -> None:
         self.stream, self.teacher, self.ledger, self.learning = stream, teacher, ledger, learning
         self.options, self.seed = options, seed
@@ -160,9 +160,10 @@ class ActiveLoop:
     def _warm_start(self) -> None:
         """Random snippets, until both classes have come up or the budget says enough."""
         options, state = self.options, self.state
-        if options.validation:
-            chosen = self.stream.take(options.validation)
-            state.validation = [(snippet, label) for snippet, label in self._ask(chosen)]
+        held_out = self.stream.take(options.validation)
+        for first in range(0, len(held_out), options.every):
+            state.validation += self._ask(held_out[first : first + options.every])
+            self._progress(len(state.validation))
         while not state.ended and (len(state.labels) < options.warm_start or len(set(state.labels)) < 2):
             chosen = self.stream.take(max(options.warm_start - len(state.labels), options.every))
             if not chosen:
@@ -270,7 +271,7 @@ class ActiveLoop:
             self._asked.add(place)
             self.state.asked.append(snippet)
             self.state.labels.append(label)
-        self._progress(len(self.state.labels))
+        self._progress(len(self.state.validation) + len(self.state.labels))
 
     def _look(self, card: Card) -> float:
         """Decide on the sample of the stream; the share of it on which the decision has changed."""
