@@ -37,19 +37,25 @@ def main():
     found = list(snippets())
     memory = Memory([text for _, _, text in found])
     topics = {topic: _topic(found, memory, topic) for topic in TOPICS}
-    ratios = {rule: [topics[topic]["needed"][rule] / topics[topic]["needed"]["random"] for topic in TOPICS
-                     if topics[topic]["needed"][rule]] for rule in RULES}  # fmt: skip
     return {
         "snippets": len(found),
         "seeds": list(SEEDS),
         "loop": LOOP,
         "student": STUDENT.model_dump(),
         "topics": topics,
-        "summary": {
-            "labels_needed": {topic: topics[topic]["needed"] for topic in TOPICS},
-            "mean_ratio_to_random": {rule: round(float(np.mean(each)), 3) for rule, each in ratios.items()},
-            "supervised": {topic: topics[topic]["supervised"] for topic in TOPICS},
-        },
+        "summary": summary(topics),
+    }
+
+
+def summary(topics):
+    """Labels needed by topic and rule, and each rule's share of what random sampling needs, averaged over topics."""
+    needed = {topic: each["needed"] for topic, each in topics.items()}
+    shares = {rule: [each[rule] / each["random"] for each in needed.values() if each[rule]] for rule in RULES}
+    return {
+        "labels_needed": needed,
+        "share_of_random": {rule: round(float(np.mean(each)), 3) for rule, each in shares.items()},
+        "band_to_random_95": {topic: each["band_to_random_95"] for topic, each in topics.items()},
+        "supervised": {topic: round(float(np.mean(each["supervised"])), 4) for topic, each in topics.items()},
     }
 
 
@@ -91,31 +97,38 @@ def _topic(found, memory, topic):
     curves = {
         rule: [_run(memory, each, rule, seed) for seed, each in zip(SEEDS, splits, strict=True)] for rule in RULES
     }
-    needed = {rule: _needed(curves[rule], supervised, range(len(splits))) for rule in RULES}
-    rng = np.random.default_rng(0)
-    drawn = [rng.integers(len(splits), size=len(splits)) for _ in range(500)]
-    boots = {rule: [_needed(curves[rule], supervised, each) for each in drawn] for rule in RULES}
-    ratios = sorted(a / b for a, b in zip(boots["band"], boots["random"], strict=True) if a and b)
     return {
         "stream": len(splits[0].stream),
         "test_passes": sum(each.truth for each in splits[0].test),
-        "supervised": round(float(np.mean(supervised)), 4),
-        "needed": needed,
-        "band_to_random_95": [round(float(np.quantile(ratios, q)), 3) for q in (0.025, 0.975)] if ratios else None,
+        **_judged(curves, supervised),
+        "supervised": [round(each, 4) for each in supervised],
         "curves": {rule: [{str(n): round(v, 4) for n, v in curve.items()} for curve in curves[rule]] for rule in RULES},
-        "supervised_by_seed": [round(each, 4) for each in supervised],
     }
 
 
+def _judged(curves, supervised):
+    """Labels each rule needs, and the 95 % interval over seeds of the band's share of what random sampling needs."""
+    needed = {rule: _needed(curves[rule], supervised, range(len(supervised))) for rule in RULES}
+    rng = np.random.default_rng(0)
+    drawn = [rng.integers(len(supervised), size=len(supervised)) for _ in range(500)]
+    both = [[_needed(curves[rule], supervised, each) for rule in ("band", "random")] for each in drawn]
+    ratios = [band / random for band, random in both if band and random]
+    return {"needed": needed, "band_to_random_95": [round(float(np.quantile(ratios, q)), 3) for q in (0.025, 0.975)]}
+
+
 def _needed(curves, supervised, seeds):
-    """The fewest labels from which on the mean over these seeds stays within reach; None if it never does."""
-    counts = sorted(set.intersection(*({*curve} for curve in curves)))
-    goal = np.mean([supervised[seed] for seed in seeds]) - WITHIN
-    reached = [np.mean([curves[seed][count] for seed in seeds]) >= goal for count in counts]
-    for at, count in enumerate(counts):
+    """The fewest labels from which on the mean over these seeds stays within reach; None if it never does.
+
+    Curves are read between their trainings by straight lines, on a grid of ten labels.
+    """
+    points = [sorted(curves[seed].items()) for seed in seeds]
+    grid = np.arange(max(each[0][0] for each in points), min(each[-1][0] for each in points) + 1, 10)
+    mean = np.mean([np.interp(grid, *zip(*each, strict=True)) for each in points], axis=0)
+    reached = mean >= np.mean([supervised[seed] for seed in seeds]) - WITHIN
+    for at, count in enumerate(grid):
         # A rule that has arrived may still waver by what a hundred test passes decide.
-        if np.mean(reached[at:]) >= 0.9 and reached[at]:
-            return count
+        if reached[at] and reached[at:].mean() >= 0.9:
+            return int(count)
     return None
 
 
