@@ -20,8 +20,13 @@ def run(recipe: SieveRecipe, call: Invocation) -> Outcome:
     """Distil, filter, publish."""
     from engine.artifacts import read_model
     from engine.corpus import Stage, Transform, run_transform
+    from engine.models import resolve
     from engine.sieve import SieveFilter, demands, distil, narrate, statistics
 
+    if not call.dry_run:  # what is no model is told here, before Ray starts
+        resolve(recipe.student.model)
+        if recipe.teacher.kind in ("vllm", "scorer"):
+            resolve(recipe.teacher.model)
     student = Run("sieve", recipe).path / "student"
     arguments = {"student": str(student), "options": recipe.filter}
 

@@ -89,6 +89,8 @@ class LoopState:
     validation: list[tuple[Snippet, bool]] = field(default_factory=list)
     warm: int = 0
     """How many of the labels are the warm start's."""
+    questions: int = 0
+    """Snippets the teacher was wanted for, those whose answers were kept from other runs included."""
     taken: int = 0
     rounds: list[Round] = field(default_factory=list)
     ended: str = ""
@@ -253,8 +255,14 @@ class ActiveLoop:
 
     def _ask(self, snippets: Sequence[Snippet]) -> list[tuple[Snippet, bool]]:
         """The snippets the teacher decided on, with its labels; notes when the budget is spent."""
+        limit = self.ledger.options.queries - self.state.questions
+        if len(snippets) > limit:
+            # Kept answers cost nothing, but a run that has some must not become another than one that has none.
+            self.state.ended = f"the budget is spent (all {self.ledger.options.queries:,} questions are asked)"
+            snippets = snippets[:limit]
         if not snippets:
             return []
+        self.state.questions += len(snippets)
         verdicts = self.ledger.ask(self.teacher, snippets)
         if any(verdict is None for verdict in verdicts):
             self.state.ended = f"the budget is spent ({self.ledger.exhausted_by})"

@@ -6,12 +6,13 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from tiny_student import labelled
 from workbench import CALL, make_workbench
 
 from engine.artifacts import read_dataset, read_model
 from engine.config import build_recipe
 from engine.errors import HeadraceError, Outdated, SchemaError
-from engine.sieve import distil as distil_function
+from engine.sieve import StudentOptions
 from engine.sieve.distil import Learned
 from jobs import sieve_apply
 
@@ -93,7 +94,6 @@ def test_a_stop_after_the_loop_asks_nothing_again(cluster, bench, monkeypatch, m
     monkeypatch.setattr(module.LabelsTeacher, "judge", lambda self, those: asked.append(those) or real(self, those))
     bench.run(f"stopped{moment}")
     assert not asked
-    assert callable(distil_function)
 
 
 def test_a_missing_truth_column_is_told(cluster, bench):
@@ -105,3 +105,18 @@ def test_a_missing_truth_column_is_told(cluster, bench):
 def test_a_criterion_that_all_or_none_meet(cluster, bench, passes, says):
     with pytest.raises(HeadraceError, match=says):
         bench.run(f"one-{len(passes[0])}", truth={"column": "topic", "passes": passes})
+
+
+def test_two_workers_train_the_student_that_one_would(cluster, bench):
+    from engine.sieve.distributed import fine_tune_on_many
+    from engine.sieve.training import make_trainer
+
+    options = StudentOptions(
+        model=bench.model, max_tokens=16, epochs=2, batch=7, learning_rate=1e-3, cpus=0.3, workers=2
+    )
+    data = labelled(40)
+    together, alone = make_trainer(options), make_trainer(options.model_copy(update={"workers": 1}))
+    together.restore(fine_tune_on_many(data, options, 0))
+    alone.fit(data, 0)
+    texts = ["goal match", "bank tax of", "the cup"]
+    assert np.allclose(together.logits(texts), alone.logits(texts), atol=1e-3)

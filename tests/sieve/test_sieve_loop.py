@@ -127,6 +127,20 @@ def test_resumed_after_any_round_it_asks_what_it_would_have_asked(tmp_path, stop
     assert len(both) == len(set(both)), "a label was paid for twice"
 
 
+def test_kept_answers_do_not_lengthen_a_run(tmp_path):
+    class Shared(Watched):
+        shared = True
+
+    first = make(tmp_path, rule="random", teacher=Shared())
+    first.run()
+    second = make(tmp_path, rule="random", teacher=Shared())
+    second.ledger = BudgetLedger(UPath(tmp_path / "other"), UPath(tmp_path / "cache"), BudgetOptions(queries=240))
+    _, state = second.run()
+    assert len(state.labels) == 240
+    assert not second.teacher.asked
+    assert second.ledger.queries == 0
+
+
 def test_labels_asked_ahead_are_in_the_next_training(tmp_path):
     with_ahead = make(tmp_path / "a", ahead=0.5)
     _, state = with_ahead.run()

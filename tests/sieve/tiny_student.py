@@ -34,6 +34,7 @@ def save_bert(folder: Path) -> str:
     """A random BERT of two layers and its tokenizer; the folder."""
     torch.manual_seed(0)
     sizes = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64}
+    sizes |= {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
     BertModel(BertConfig(vocab_size=len(WORDS), max_position_embeddings=64, **sizes)).save_pretrained(folder)
     tokenizer().save_pretrained(folder)
     return str(folder)
