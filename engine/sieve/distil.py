@@ -64,9 +64,12 @@ class Learned(Section):
     card: Card
     sample: list[float]
     """The student's scores of a random sample of the stream."""
+    snippets_per_text: float
     opinions: list[Opinion]
     other: list[float] | None
     """Scores of the validation snippets by the other kind of student, and its threshold last."""
+    self_agreement: float | None
+    """Share of verdicts that were the same when asked for again."""
     queries: int
     tokens: int
     money: float
@@ -130,8 +133,11 @@ class _Distillation:
             ended={rule: states[rule].ended for rule in reversed(rules)},
             card=card,
             sample=self._scores(self.learners, self.sample),
+            # Every text has one first snippet, so their share in a random sample tells how many a text has.
+            snippets_per_text=len(self.sample) / max(1, sum(each.piece == 0 for each in self.sample)),
             opinions=self._opinions(own),
             other=self._other(own),
+            self_agreement=self._recheck(ledger, own),
             queries=ledger.queries,
             tokens=ledger.tokens,
             money=ledger.money,
@@ -165,6 +171,7 @@ class _Distillation:
                 self.learners,
                 recipe.loop.model_copy(update={"rule": rule}),
                 seed=recipe.seed,
+                kept_back=recipe.teacher.recheck,
                 state=state,
                 save=save,
                 progress=_advancing(bar, done),
@@ -211,6 +218,10 @@ class _Distillation:
             )
             for (snippet, label), score in zip(state.validation, scores, strict=True)
         ]
+
+    def _recheck(self, ledger: BudgetLedger, state: LoopState) -> float | None:
+        again = [snippet for snippet, _ in state.validation[: self.recipe.teacher.recheck]]
+        return ledger.self_agreement(self.teacher, again) if again else None
 
     def _other(self, state: LoopState) -> list[float] | None:
         """The validation snippets' scores by a student of the other kind, trained on the same labels."""

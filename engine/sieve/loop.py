@@ -108,7 +108,8 @@ class _Batch:
 
 
 class ActiveLoop:
-    """Runs the loop over a stream; `save` is called after each round with the state."""
+    """Runs the loop over a stream; `save` is called after each round with the state, `kept_back` questions of the
+    budget are left for others."""
 
     def __init__(
         self,
@@ -119,12 +120,14 @@ class ActiveLoop:
         options: LoopOptions,
         *,
         seed: int,
+        kept_back: int = 0,
         state: LoopState | None = None,
         save: Callable[[LoopState], None] = lambda state: None,
         progress: Callable[[int], None] = lambda answers: None,
     ) -> None:
         self.stream, self.teacher, self.ledger, self.learning = stream, teacher, ledger, learning
         self.options, self.seed = options, seed
+        self.limit = ledger.options.queries - kept_back
         self.state = state or LoopState()
         self._save, self._progress = save, progress
         self._sample = [each.text for each in stream.peek(options.sample)]
@@ -255,10 +258,10 @@ class ActiveLoop:
 
     def _ask(self, snippets: Sequence[Snippet]) -> list[tuple[Snippet, bool]]:
         """The snippets the teacher decided on, with its labels; notes when the budget is spent."""
-        limit = self.ledger.options.queries - self.state.questions
+        limit = self.limit - self.state.questions
         if len(snippets) > limit:
             # Kept answers cost nothing, but a run that has some must not become another than one that has none.
-            self.state.ended = f"the budget is spent (all {self.ledger.options.queries:,} questions are asked)"
+            self.state.ended = f"the budget is spent (all {self.limit:,} questions are asked)"
             snippets = snippets[:limit]
         if not snippets:
             return []

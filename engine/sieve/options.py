@@ -30,6 +30,9 @@ class TeacherOptions(Section):
     """endpoint and vllm: longest answer."""
     calibration: int = Field(64, ge=0)
     """scorer: unlabelled snippets over which each word's mean log-probability is taken off; 0 leaves it on."""
+    recheck: int = Field(0, ge=0)
+    """Validation snippets asked about a second time, out of the same budget, to see whether the teacher agrees with
+    itself: no student can follow it further than that."""
     at_once: int = knob(16, ge=1)
     """Snippets asked about at a time (requests in flight, or the size of a batch)."""
     url: str = "https://api.openai.com/v1"

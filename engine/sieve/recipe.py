@@ -50,9 +50,10 @@ class SieveRecipe(DataRecipe):
     def _answers_somewhere(self) -> "SieveRecipe":
         if self.teacher.kind == "labels" and self.truth is None:
             raise ValueError("a labels teacher needs the section truth (column, passes)")
-        if self.budget.queries < self.loop.warm_start + self.loop.validation:
+        first = self.loop.warm_start + self.loop.validation + self.teacher.recheck
+        if self.budget.queries < first:
             raise ValueError(
                 f"budget.queries ({self.budget.queries}) is less than loop.warm_start + loop.validation"
-                f" ({self.loop.warm_start + self.loop.validation})"
+                f" + teacher.recheck ({first})"
             )
         return self

@@ -37,6 +37,11 @@ def narrate(report: Report, dataset: Dataset, *, recipe: SieveRecipe, student: U
             "passes in the stream, estimated": f"{card.rate:.1%}",
             "threshold": f"{card.threshold:.3f}",
             "the loop ended": learned.ended[rule],
+            **(
+                {"teacher agrees with itself": f"{learned.self_agreement:.1%}"}
+                if learned.self_agreement is not None
+                else {}
+            ),
         }
     )
     _curves(report, learned)
@@ -157,30 +162,25 @@ def _agreement(report: Report, learned: Learned, recipe: SieveRecipe) -> None:
 
 def _cost(report: Report, learned: Learned, home: UPath) -> None:
     records = Ledger(home).records().values()
-    texts = sum(record.rows_in for record in records)
+    count = round(sum(record.rows_in for record in records) * learned.snippets_per_text)
     scored = sum(record.seconds.get("score", 0.0) for record in records)
-    if not (texts and scored and learned.teacher_asked and learned.teacher_seconds):
+    if not (count and scored and learned.teacher_asked and learned.teacher_seconds):
         return
-    student = scored / texts
-    teacher = learned.teacher_seconds / learned.teacher_asked
+    student, teacher = scored / count, learned.teacher_seconds / learned.teacher_asked
     training = learned.spent["train seconds"] + learned.spent["score seconds"]
-    relative = learned.queries / texts + student / teacher + training / (texts * teacher)
-    rows = [
-        ("questions asked (Q)", f"{learned.queries:,}", f"{learned.tokens:,} tokens, {learned.money:,.2f} in money"),
+    rows: list[tuple[str, str, str]] = [
+        ("questions asked (Q)", f"{learned.queries:,}", f"{learned.tokens:,} tokens"),
         ("a question (t)", f"{teacher * 1e3:,.1f} ms", "wall time in which answers were waited for, per question"),
-        ("a text through the filter (s)", f"{student * 1e3:,.1f} ms", "time of the filter's actors, per text"),
+        ("a snippet through the filter (s)", f"{student * 1e3:,.1f} ms", "time of the filter's actors, per snippet"),
         ("training and scoring in the loop (T)", f"{training:,.1f} s", "CPU time of the student's actors"),
-        (f"these {texts:,} texts", f"{relative:.1%}", "Q/N + s/t + T/(N t), of asking about every text"),
     ]
-    rows += [
-        (
-            f"{count:,} texts",
-            f"{learned.queries / count + student / teacher + training / (count * teacher):.2%}",
-            "projected",
-        )
-        for count in _SCALES
-        if count > texts
-    ]
+    for scale in (count, *(each for each in _SCALES if each > count)):
+        relative = learned.queries / scale + student / teacher + training / (scale * teacher)
+        how = "Q/N + s/t + T/(N t), of asking about every snippet" if scale == count else "projected"
+        if learned.money:
+            whole = learned.money / learned.queries * scale
+            how += f"; the teacher's part in money: {learned.money:,.2f} instead of {whole:,.2f}"
+        rows.append((f"{'these ' if scale == count else ''}{scale:,} snippets", f"{relative:.2%}", how))
     report.table("Cost", ["", "", "how it is counted"], rows, "Projections keep Q, s, t and T as measured in this run.")
 
 

@@ -34,10 +34,10 @@ from jobs import sieve_apply
 from tests.benchmarks.bbc import snippets
 from tests.benchmarks.watch import Watch
 
-TEXTS = 6_000
+TEXTS = 12_000
 GROUP = 500
 PIPELINE_TEXTS = 400
-RUNS = 3
+RUNS = 2
 CORES = len(os.sched_getaffinity(0))
 OPTIONS = FilterOptions(mode="tag", cpus=1)
 

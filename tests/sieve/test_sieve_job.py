@@ -22,13 +22,16 @@ def bench(tmp_path_factory):
     return make_workbench(tmp_path_factory.mktemp("sieve"))
 
 
+CALM = {"controls": ["random"], "compare": True, "teacher": {"kind": "labels", "recheck": 5}}
+
+
 def rows(dataset):
     return pa.concat_tables(pq.read_table(str(dataset.path / part.file)) for part in dataset.parts).to_pylist()
 
 
 @pytest.fixture(scope="module")
 def calm(cluster, bench):
-    return bench.run("calm", controls=["random"], compare=True)
+    return bench.run("calm", **CALM)
 
 
 def test_it_publishes_student_dataset_and_report(bench, calm):
@@ -48,18 +51,20 @@ def test_it_publishes_student_dataset_and_report(bench, calm):
     for section in ("Learning curve", "Scores of the stream", "Agreement", "Disagreements", "Rounds (band)"):
         assert section in page
     assert "encoder student against teacher" in page
+    assert learned.self_agreement == 1.0
+    assert learned.snippets_per_text == 1.0
     assert (home / "metrics.jsonl").exists()
 
 
 def test_a_second_call_changes_nothing(bench, calm):
-    again = bench.run("calm", controls=["random"], compare=True)
+    again = bench.run("calm", **CALM)
     assert again.reused
     assert again.output == calm.output
 
 
 def test_another_criterion_is_another_run(bench, calm):
     with pytest.raises(Outdated, match="another recipe"):
-        bench.run("calm", criterion="It is about money.", controls=["random"], compare=True)
+        bench.run("calm", criterion="It is about money.", **CALM)
 
 
 def test_a_published_student_filters_another_corpus(bench, calm):
