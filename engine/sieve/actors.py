@@ -4,10 +4,11 @@
     TeacherActor    holds a causal LM; answers questions
 
 Each works with as many threads as Ray gave it cores (at least one): on a laptop all three share two cores, and threads
-that wait for one another lose far more than they gain. Every wait has a deadline. Left out: what is trained and asked
-(`engine.sieve.loop`). Called by it.
+that wait for one another lose far more than they gain. One that runs alone takes them all. Every wait has a deadline.
+Left out: what is trained and asked (`engine.sieve.loop`). Called by it.
 """
 
+import os
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -45,8 +46,8 @@ def feature_cache(options: StudentOptions, folder: UPath) -> FeatureCache | None
 class LearnerActor:
     """A trainer in a process of its own."""
 
-    def __init__(self, options: StudentOptions, criterion: str, cache: UPath) -> None:
-        _one_thread_per_core(options.cpus)
+    def __init__(self, options: StudentOptions, criterion: str, cache: UPath, alone: bool = False) -> None:
+        _one_thread_per_core(len(os.sched_getaffinity(0)) if alone else options.cpus)
         self._options, self._criterion = options, criterion
         self._cache = feature_cache(options, cache)
         self._trainer = make_trainer(options, self._cache)
@@ -89,13 +90,18 @@ class Learners:
     Training runs beside scoring; `adopt` hands its result to the scorers.
     """
 
-    def __init__(self, options: StudentOptions, criterion: str, cache: UPath, seconds: float) -> None:
+    def __init__(
+        self, options: StudentOptions, criterion: str, cache: UPath, seconds: float, *, alone: bool = False
+    ) -> None:
         actor = ray.remote(num_cpus=options.cpus, num_gpus=options.gpus, max_restarts=2, max_task_retries=2)(
             LearnerActor
         )
         self._seconds = seconds
-        self._trainer = actor.remote(options, criterion, cache)
-        self._scorers = [actor.remote(options, criterion, cache) for _ in range(options.scorers)]
+        self._trainer = actor.remote(options, criterion, cache, alone)
+        # Alone, what trains also scores; otherwise scoring goes on beside training.
+        self._scorers = (
+            [self._trainer] if alone else [actor.remote(options, criterion, cache) for _ in range(options.scorers)]
+        )
         self._next = 0
 
     def start(self, labelled: Labelled, stream: Sequence[str], seed: int) -> Any:
@@ -124,13 +130,16 @@ class Learners:
 
     def spent(self) -> dict[str, float]:
         """CPU seconds of all the processes together, and the snippets scored."""
-        all_spent = get([each.spent.remote() for each in (self._trainer, *self._scorers)], self._seconds, "the scorers")
+        all_spent = get([each.spent.remote() for each in self._all()], self._seconds, "the scorers")
         return {name: sum(each[name] for each in all_spent) for name in all_spent[0]}
 
     def close(self) -> None:
         """End the processes."""
-        for each in (self._trainer, *self._scorers):
+        for each in self._all():
             ray.kill(each)
+
+    def _all(self) -> list[Any]:
+        return [self._trainer, *(each for each in self._scorers if each is not self._trainer)]
 
 
 class TeacherActor:

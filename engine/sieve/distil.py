@@ -38,7 +38,7 @@ from engine.sieve.recipe import SieveRecipe
 from engine.sieve.snippets import SnippetStream, Truth, read_snippets
 from engine.sieve.student import Card
 from engine.sieve.teacher import Snippet, Teacher
-from engine.sieve.training import make_trainer
+from engine.sieve.training import Labelled, State, make_trainer
 from engine.storage import make_directory, replace
 
 _log = get_logger("sieve")
@@ -66,7 +66,7 @@ class Learned(Section):
     """The student's scores of a random sample of the stream."""
     snippets_per_text: float
     opinions: list[Opinion]
-    other: list[float] | None
+    other: list[float] | None = None
     """Scores of the validation snippets by the other kind of student, and its threshold last."""
     self_agreement: float | None
     """Share of verdicts that were the same when asked for again."""
@@ -127,7 +127,6 @@ class _Distillation:
             ledger = self._ledger(rule)
             card, states[rule] = self._loop(rule, ledger)
         own = states[recipe.loop.rule]
-        spent = self.learners.spent()
         learned = Learned(
             rounds={rule: states[rule].rounds for rule in reversed(rules)},
             ended={rule: states[rule].ended for rule in reversed(rules)},
@@ -136,7 +135,6 @@ class _Distillation:
             # Every text has one first snippet, so their share in a random sample tells how many a text has.
             snippets_per_text=len(self.sample) / max(1, sum(each.piece == 0 for each in self.sample)),
             opinions=self._opinions(own),
-            other=self._other(own),
             self_agreement=self._recheck(ledger, own),
             queries=ledger.queries,
             tokens=ledger.tokens,
@@ -144,10 +142,13 @@ class _Distillation:
             discards=ledger.discards,
             teacher_seconds=self.teacher.seconds,
             teacher_asked=self.teacher.asked,
-            spent=spent,
+            spent=self.learners.spent(),
         )
+        weights = self.learners.state()
+        self.stack.close()  # teacher and students have done their part, and the other student may have the cores
+        learned = learned.model_copy(update={"other": self._other(own)})
         replace(self.folder / "learned.json", learned.model_dump_json(indent=1).encode())
-        self._publish(card, own)
+        self._publish(card, own, weights)
 
     def _loop(self, rule: str, ledger: BudgetLedger) -> tuple[Card, LoopState]:
         recipe, path = self.recipe, self.folder / f"{rule}.json"
@@ -180,10 +181,10 @@ class _Distillation:
             _log.info("loop ended", rule=rule, labels=len(state.labels), because=state.ended)
             return card, state
 
-    def _publish(self, card: Card, state: LoopState) -> None:
+    def _publish(self, card: Card, state: LoopState, weights: State) -> None:
         recipe = self.recipe
         trainer = make_trainer(recipe.student)
-        trainer.restore(self.learners.state())
+        trainer.restore(weights)
         local = Path(mkdtemp(prefix="student-"))
         try:
             trainer.student(card).save(local)
@@ -229,11 +230,9 @@ class _Distillation:
             return None
         kind = "frozen" if self.recipe.student.kind == "encoder" else "encoder"
         options = self.recipe.student.model_copy(update={"kind": kind, "noise": 0.0, "token_drop": 0.0})
-        learners = self._learners(options)
+        learners = self._learners(options, alone=True)
         sample = [each.text for each in self.sample]
         rate = (sum(state.labels[: state.warm]) + 0.5) / (state.warm + 1)
-        from engine.sieve.training import Labelled
-
         labelled = Labelled([each.text for each in state.asked], np.array(state.labels, bool), rate)
         _, card = learners.adopt(learners.start(labelled, sample, self.recipe.seed))
         return [*self._scores(learners, [snippet for snippet, _ in state.validation]), card.threshold]
@@ -242,8 +241,9 @@ class _Distillation:
         found: list[float] = sigmoid(learners.logits(learners.score([each.text for each in snippets]))).tolist()
         return found
 
-    def _learners(self, options: StudentOptions) -> Learners:
-        learners = Learners(options, self.recipe.criterion, self.cache / "features", self.recipe.stall_seconds)
+    def _learners(self, options: StudentOptions, *, alone: bool = False) -> Learners:
+        folder, seconds = self.cache / "features", self.recipe.stall_seconds
+        learners = Learners(options, self.recipe.criterion, folder, seconds, alone=alone)
         self.stack.callback(learners.close)
         return learners
 
