@@ -1,5 +1,6 @@
 from .loading import load_causal_lm, load_encoder, load_tokenizer
 from .packaged import PACKAGED
+from .quiet import save_model
 from .references import fingerprint, resolve, tokenizer_fingerprint
 
 __all__ = [
@@ -9,5 +10,6 @@ __all__ = [
     "load_encoder",
     "load_tokenizer",
     "resolve",
+    "save_model",
     "tokenizer_fingerprint",
 ]

@@ -8,9 +8,7 @@ for Gemma, the beginning-of-sequence token put before every text, without which 
 Left out: other references (`engine.models.references`). Called by it.
 """
 
-import contextlib
 import importlib
-import sys
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
@@ -18,7 +16,7 @@ from typing import Any
 
 from engine.artifacts import build_once
 from engine.errors import SourceError
-from engine.models.quiet import quiet_loading
+from engine.models.quiet import quiet_loading, save_model
 from engine.observe import get_logger
 
 _log = get_logger("models")
@@ -142,7 +140,4 @@ def _convert(gguf: Path, folder: Path, *, starts_with_bos: bool) -> None:
             tokenizer.backend_tokenizer.post_processor = TemplateProcessing(
                 single=f"{bos} $A", pair=f"{bos} $A {bos} $B", special_tokens=[(bos, tokenizer.bos_token_id)]
             )
-        # Saving imports DeepSpeed, whose logger takes stdout for its own; that is where a job's result belongs.
-        with contextlib.redirect_stdout(sys.stderr):
-            model.save_pretrained(folder)
-        tokenizer.save_pretrained(folder)
+    save_model(model, tokenizer, folder)

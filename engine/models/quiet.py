@@ -1,12 +1,15 @@
-"""Loading without what transformers draws and prints of it: every worker would draw several bars.
+"""Loading and saving without what is drawn and printed of it: every worker would draw several bars.
 
 Left out: its other warnings, which stay, and weights that are missing, on which `engine.models.loading` insists itself.
-Called by it and by `engine.models.packaged`.
+Called by it, by `engine.models.packaged`, and by rooms that save what they have trained.
 """
 
+import io
 import logging
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
+from pathlib import Path
+from typing import Any
 
 
 @contextmanager
@@ -24,6 +27,14 @@ def quiet_loading() -> Iterator[None]:
         logger.removeFilter(_no_report)
         if shown:
             transformers_logging.enable_progress_bar()
+
+
+def save_model(model: Any, tokenizer: Any, folder: Path) -> None:
+    """Write a model and its tokenizer as a Hugging Face directory."""
+    # Saving imports DeepSpeed, whose logger takes stdout for its own; that is where a job's result belongs.
+    with quiet_loading(), redirect_stdout(io.StringIO()):
+        model.save_pretrained(folder)
+        tokenizer.save_pretrained(folder)
 
 
 def _no_report(record: logging.LogRecord) -> bool:

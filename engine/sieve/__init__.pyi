@@ -1,6 +1,6 @@
 from .budget import BudgetLedger
 from .calibration import Calibration, calibrate
-from .distil import demands, distil
+from .distillation import demands, distil
 from .filter import SCORE, SieveFilter, statistics
 from .loop import ActiveLoop, LoopState, Round
 from .losses import focal_loss

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from engine.errors import SourceError
-from engine.models import load_encoder, load_tokenizer
+from engine.models import load_encoder, load_tokenizer, save_model
 from engine.sieve.threshold import Floats
 
 if TYPE_CHECKING:
@@ -59,8 +59,7 @@ class Encoder:
 
     def save(self, folder: Path) -> None:
         """Write encoder and tokenizer as a Hugging Face directory."""
-        self.module.save_pretrained(folder)
-        self.tokenizer.save_pretrained(folder)
+        save_model(self.module, self.tokenizer, folder)
 
     def batches(self, texts: Sequence[str], batch_tokens: int) -> Iterator[Batch]:
         """All texts in batches of neighbouring lengths, longest first, padding included at most `batch_tokens` tokens

@@ -1,6 +1,6 @@
 """The filter: a published student as a stage of Ray Data, which scores every text and keeps or tags it.
 
-Left out: where the student comes from (`engine.sieve.distil`). Called by `jobs.sieve` and `jobs.sieve_apply`.
+Left out: where the student comes from (`engine.sieve.distillation`). Called by `jobs.sieve` and `jobs.sieve_apply`.
 """
 
 from collections.abc import Mapping, Sequence

@@ -7,7 +7,7 @@ After each batch the labels are written down; a run that is started again trains
 it asked since then it gets from the answers kept (`engine.sieve.budget`).
 
 Left out: reading (`engine.sieve.snippets`), the rules (`engine.sieve.rules`), training (`engine.sieve.training`),
-processes (`engine.sieve.actors`). Called by `engine.sieve.distil`, and by the benchmarks with students of their own.
+processes (`engine.sieve.actors`). Called by `engine.sieve.distillation`, and by benchmarks with their own students.
 """
 
 from collections import deque

@@ -12,7 +12,7 @@ from upath import UPath
 from engine.artifacts import Dataset
 from engine.corpus import Ledger
 from engine.observe import Report, plots
-from engine.sieve.distil import Learned, Opinion
+from engine.sieve.distillation import Learned, Opinion
 from engine.sieve.loop import Round
 from engine.sieve.recipe import SieveRecipe
 from engine.sieve.threshold import Confusion, balanced_accuracy_interval, confusion

@@ -24,7 +24,7 @@ class Workbench:
         recipe = {
             "name": name,
             "runs": str(self.folder / "runs"),
-            "source": {"paths": [str(self.folder / "corpus.jsonl")], "roots": [str(self.folder)], "shard_mb": 0.004},
+            "source": {"paths": [str(self.folder / "corpus.jsonl")], "roots": [str(self.folder)], "shard_mb": 0.012},
             "criterion": "It is about sport.",
             "teacher": {"kind": "labels"},
             "truth": {"column": "topic", "passes": ["sp*"]},
@@ -44,10 +44,10 @@ class Workbench:
 
 
 def make_workbench(folder: Path) -> Workbench:
-    """Four hundred short texts, a fifth of them about sport, and a random encoder."""
+    """Twelve hundred short texts, a fifth of them about sport, and a random encoder."""
     rng = np.random.default_rng(0)
     with open(folder / "corpus.jsonl", "w") as file:
-        for number in range(400):
+        for number in range(1200):
             good = rng.uniform() < 0.2
             # "good" is the word by which the scripted endpoint decides.
             words = [*rng.choice(GOOD if good else BAD, 3), "of the", "good" if good else "bad", *rng.choice(BAD, 1)]
