@@ -22,8 +22,8 @@ from tests.benchmarks.bbc import snippets, split
 TOPIC = "sports"
 WORDS = {"passes": ["sport"], "fails": ["business", "entertainment", "politics", "tech"]}
 SEEDS = range(3)
-QUERIES = 400
-TEST = 400
+QUERIES = 300
+TEST = 300
 BATCH = 16
 TIMED = {"student": 640, "scorer": 96, "writer": 16}
 
