@@ -19,26 +19,21 @@ RECIPE = SieveRecipe
 def run(recipe: SieveRecipe, call: Invocation) -> Outcome:
     """Distil, filter, publish."""
     from engine.artifacts import read_model
-    from engine.corpus import Stage, Transform, run_transform
+    from engine.corpus import Transform, run_transform
     from engine.models import resolve
-    from engine.sieve import SieveFilter, demands, distil, narrate, statistics
+    from engine.sieve import demands, distil, filter_stages, narrate, statistics
 
     if not call.dry_run:  # what is no model is told here, before Ray starts
         resolve(recipe.student.model)
         if recipe.teacher.kind in ("vllm", "scorer"):
             resolve(recipe.teacher.model)
     student = Run("sieve", recipe).path / "student"
-    arguments = {"student": str(student), "options": recipe.filter}
-
-    def stages(cores: int) -> list[Stage]:
-        return [Stage("score", SieveFilter, arguments, actors=cores, cpus=recipe.filter.cpus, gpus=recipe.filter.gpus)]
-
     transform = Transform(
         job="sieve",
         reads="documents",
         writes="documents",
         content="text",
-        stages=stages,
+        stages=filter_stages(student, recipe.filter),
         filters=recipe.filters,
         statistics=statistics,
         narrate=partial(narrate, recipe=recipe, student=student),

@@ -4,8 +4,6 @@ Publishes `documents` with a column `sieve_score`; asks no teacher. Left out: ma
 Called by `jobs.cli`; the engine half is `engine.sieve`.
 """
 
-from typing import Any
-
 from engine.config import Field
 from engine.corpus.recipe import DataRecipe
 from engine.runs import Invocation, Outcome
@@ -27,23 +25,18 @@ RECIPE = SieveApplyRecipe
 def run(recipe: SieveApplyRecipe, call: Invocation) -> Outcome:
     """Score, filter, publish."""
     from engine.artifacts import read_model
-    from engine.corpus import Stage, Transform, run_transform
-    from engine.sieve import SieveFilter, describe_scores, statistics
+    from engine.corpus import Transform, run_transform
+    from engine.sieve import describe_scores, filter_stages, statistics
     from engine.storage import locate
 
     model = read_model(locate(recipe.student))
-    arguments: dict[str, Any] = {"student": str(model.path), "options": recipe.filter}
-
-    def stages(cores: int) -> list[Stage]:
-        return [Stage("score", SieveFilter, arguments, actors=cores, cpus=recipe.filter.cpus, gpus=recipe.filter.gpus)]
-
     uses = {"student": model.fingerprint}
     transform = Transform(
         job="sieve-apply",
         reads="documents",
         writes="documents",
         content="text",
-        stages=stages,
+        stages=filter_stages(model.path, recipe.filter),
         statistics=statistics,
         narrate=describe_scores,
         uses=uses,

@@ -1,7 +1,7 @@
 from .budget import BudgetLedger
 from .calibration import Calibration, calibrate
 from .distillation import demands, distil
-from .filter import SCORE, SieveFilter, statistics
+from .filter import SCORE, SieveFilter, filter_stages, statistics
 from .loop import ActiveLoop, LoopState, Round
 from .losses import focal_loss
 from .options import BudgetOptions, FilterOptions, LoopOptions, StudentOptions, TeacherOptions, TruthOptions
@@ -44,6 +44,7 @@ __all__ = [
     "describe_scores",
     "distil",
     "empirical_bernstein",
+    "filter_stages",
     "focal_loss",
     "make_rule",
     "narrate",

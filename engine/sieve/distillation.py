@@ -16,7 +16,6 @@ from pathlib import Path
 from tempfile import mkdtemp
 from typing import Any
 
-import numpy as np
 from pydantic import TypeAdapter
 from upath import UPath
 
@@ -38,7 +37,7 @@ from engine.sieve.recipe import SieveRecipe
 from engine.sieve.snippets import SnippetStream, Truth, read_snippets
 from engine.sieve.student import Card
 from engine.sieve.teacher import Snippet, Teacher
-from engine.sieve.training import Labelled, State, make_trainer
+from engine.sieve.training import State, make_trainer
 from engine.storage import make_directory, replace
 
 _log = get_logger("sieve")
@@ -232,8 +231,7 @@ class _Distillation:
         options = self.recipe.student.model_copy(update={"kind": kind, "noise": 0.0, "token_drop": 0.0})
         learners = self._learners(options, alone=True)
         sample = [each.text for each in self.sample]
-        rate = (sum(state.labels[: state.warm]) + 0.5) / (state.warm + 1)
-        labelled = Labelled([each.text for each in state.asked], np.array(state.labels, bool), rate)
+        labelled = state.labelled(len(state.labels))
         _, card = learners.adopt(learners.start(labelled, sample, self.recipe.seed))
         return [*self._scores(learners, [snippet for snippet, _ in state.validation]), card.threshold]
 

@@ -3,7 +3,7 @@
 Left out: where the student comes from (`engine.sieve.distillation`). Called by `jobs.sieve` and `jobs.sieve_apply`.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import pyarrow as pa
@@ -11,6 +11,7 @@ import pyarrow.compute as pc
 from upath import UPath
 
 from engine.artifacts import read_model
+from engine.corpus import Stage
 from engine.corpus.annotator import Annotator
 from engine.sieve.options import FilterOptions
 from engine.sieve.student import Student
@@ -45,6 +46,12 @@ class SieveFilter(Annotator):
         if self._options.mode == "tag":
             return {}
         return {FAILED: pc.less_equal(pc.cast(annotated[SCORE], pa.float64()), self._threshold)}
+
+
+def filter_stages(student: UPath, options: FilterOptions) -> Callable[[int], list[Stage]]:
+    """The filter's stage for a number of cores: one actor on each."""
+    arguments = {"student": str(student), "options": options}
+    return lambda cores: [Stage("score", SieveFilter, arguments, actors=cores, cpus=options.cpus, gpus=options.gpus)]
 
 
 def statistics(table: pa.Table) -> dict[str, Any]:

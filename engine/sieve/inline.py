@@ -14,7 +14,7 @@ import numpy as np
 from engine.sieve.options import StudentOptions
 from engine.sieve.student import Card, Student
 from engine.sieve.threshold import Floats
-from engine.sieve.training import Fitted, Labelled, State, Trainer, train
+from engine.sieve.training import Fitted, Labelled, State, Trainer, make_card, train
 
 
 class InlineLearners:
@@ -38,13 +38,7 @@ class InlineLearners:
         """Score with what was trained."""
         fitted, labels, self._adopted = training
         self._trainer.restore(self._adopted)
-        options = self._options
-        card = Card(
-            kind=options.kind, criterion=self._criterion, base=options.model, base_fingerprint="",
-            max_tokens=options.max_tokens, long=options.long, join=options.join, pooling=options.pooling,
-            slope=fitted.calibration.slope, offset=fitted.calibration.offset, rate=fitted.calibration.rate,
-            threshold=fitted.threshold, labels=labels,
-        )  # fmt: skip
+        card = make_card(self._options, self._criterion, fitted, labels)
         return fitted, card
 
     def score(self, texts: Sequence[str]) -> Any:

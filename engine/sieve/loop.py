@@ -96,6 +96,11 @@ class LoopState:
     ended: str = ""
     """Why the loop ended; empty while it has not."""
 
+    def labelled(self, count: int) -> Labelled:
+        """The first so many labels, to train on."""
+        rate = (sum(self.labels[: self.warm]) + 0.5) / (self.warm + 1)
+        return Labelled([each.text for each in self.asked[:count]], np.array(self.labels[:count], bool), rate)
+
 
 @dataclass
 class _Batch:
@@ -193,10 +198,7 @@ class ActiveLoop:
 
     def _train(self, count: int) -> Any:
         """Begin to train on the first so many labels."""
-        state = self.state
-        rate = (sum(state.labels[: state.warm]) + 0.5) / (state.warm + 1)
-        labelled = Labelled([each.text for each in state.asked[:count]], np.array(state.labels[:count], bool), rate)
-        return self.learning.start(labelled, self._sample, self.seed)
+        return self.learning.start(self.state.labelled(count), self._sample, self.seed)
 
     def _adopt(self, training: Any) -> tuple[Fitted, Card]:
         fitted, card = self.learning.adopt(training)

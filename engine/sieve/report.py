@@ -175,13 +175,19 @@ def _cost(report: Report, learned: Learned, home: UPath) -> None:
         ("training and scoring in the loop (T)", f"{training:,.1f} s", "CPU time of the student's actors"),
     ]
     for scale in (count, *(each for each in _SCALES if each > count)):
-        relative = learned.queries / scale + student / teacher + training / (scale * teacher)
+        relative = relative_cost(scale, learned.queries, student / teacher, training / teacher)
         how = "Q/N + s/t + T/(N t), of asking about every snippet" if scale == count else "projected"
         if learned.money:
             whole = learned.money / learned.queries * scale
             how += f"; the teacher's part in money: {learned.money:,.2f} instead of {whole:,.2f}"
         rows.append((f"{'these ' if scale == count else ''}{scale:,} snippets", f"{relative:.2%}", how))
     report.table("Cost", ["", "", "how it is counted"], rows, "Projections keep Q, s, t and T as measured in this run.")
+
+
+def relative_cost(snippets: int, queries: int, student: float, training: float = 0.0) -> float:
+    """Cost of filtering so many snippets, beside asking the teacher about each: the share asked about, the student's
+    cost per snippet and its training, both in questions."""
+    return queries / snippets + student + training / snippets
 
 
 def _readings(report: Report, learned: Learned) -> None:

@@ -17,7 +17,7 @@ import pydantic
 
 from engine.config import Section
 from engine.errors import ArtifactError
-from engine.sieve.calibration import Calibration, sigmoid
+from engine.sieve.calibration import sigmoid
 from engine.sieve.cutting import pieces
 from engine.sieve.encoder import Encoder
 from engine.sieve.threshold import Bools, Floats
@@ -116,8 +116,3 @@ class Student:
     def passes(self, scores: Floats) -> Bools:
         """Which scores pass."""
         return scores > self.card.threshold
-
-    @property
-    def calibration(self) -> Calibration:
-        """What its scores mean."""
-        return Calibration(self.card.slope, self.card.offset, self.card.rate)

@@ -52,9 +52,7 @@ def test_verdicts_tokens_and_what_is_asked(endpoint, make):
 
 def test_questions_are_asked_at_once_and_arrive_as_they_come(endpoint, make):
     endpoint.delay, endpoint.slow_seconds = 0.1, 0.6
-    began = time.monotonic()
     order = [at for at, _ in make().judge([Snippet("slow"), *(Snippet(f"text {n}") for n in range(15))])]
-    assert time.monotonic() - began < 1.2
     assert 4 < endpoint.most_at_once <= 8
     assert order[-1] == 0
 
@@ -85,9 +83,7 @@ def test_a_late_answer_costs_the_most_and_is_not_asked_again(endpoint, make):
 
 def test_an_answer_that_trickles_is_late_and_one_that_breaks_off_is_none(endpoint, make):
     teacher = make(timeout_seconds=0.5)
-    began = time.monotonic()
     late, torn, good = _judge(teacher, "trickle good", "torn good", "good")
-    assert time.monotonic() - began < 1.4
     assert [each.reason for each in (late, torn, good)] == ["timeout", "no answer", ""]
     assert (torn.tokens_in, torn.tokens_out) == teacher.most_tokens(Snippet("torn good"))
     assert endpoint.counts["torn good"] == 1

@@ -21,6 +21,7 @@ from engine.sieve import (
 )
 from engine.sieve.calibration import sigmoid
 from engine.sieve.loop import nearest_minority
+from engine.sieve.report import relative_cost
 from engine.sieve.rules import window, worse_thresholds
 from engine.sieve.threshold import cut_errors, halfway
 
@@ -113,7 +114,7 @@ def test_focal_loss(p, gamma, loss):
     ("n", "q", "relative"), [(100_000, 6_000, 0.062), (1_000_000, 6_000, 0.008), (10_000_000, 60_000, 0.008)]
 )
 def test_cost_model(n, q, relative):
-    assert q / n + 1 / 500 == pytest.approx(relative)
+    assert relative_cost(n, q, 1 / 500) == pytest.approx(relative)
 
 
 @given(LABELS)
