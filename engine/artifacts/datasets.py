@@ -14,7 +14,7 @@ from typing import Any, Literal
 from pydantic import Field
 from upath import UPath
 
-from engine.artifacts.manifests import MANIFEST, UNPUBLISHED, Parent, is_of, manifest_bytes, parse_manifest
+from engine.artifacts.manifests import MANIFEST, UNPUBLISHED, Provenance, is_of, manifest_bytes, parse_manifest
 from engine.config import Section
 from engine.errors import ArtifactError
 from engine.storage import create, is_local, names, replace, storage_errors
@@ -42,7 +42,7 @@ class Part(Section):
     sha256: str
 
 
-class Manifest(Section):
+class Manifest(Provenance):
     """Everything that is known of a published dataset."""
 
     kind: Literal["dataset"] = "dataset"
@@ -51,14 +51,6 @@ class Manifest(Section):
     columns: dict[str, str]
     rows: int
     parts: tuple[Part, ...]
-    parents: tuple[Parent, ...]
-    job: str
-    recipe: dict[str, Any]
-    recipe_fingerprint: str
-    inputs_fingerprint: str
-    code_version: str
-    seed: int
-    models: dict[str, str] = {}
     counts: dict[str, int] = {}
     """Rows read, dropped by reason, quarantined; files skipped by reason."""
     statistics: dict[str, Any] = {}

@@ -8,7 +8,7 @@ import json
 import shutil
 from functools import cache
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import pydantic
 from upath import UPath
@@ -30,6 +30,20 @@ class Parent(Section):
 
     uri: str
     fingerprint: str
+
+
+class Provenance(Section):
+    """How an artifact came about: the part of a manifest that all kinds share."""
+
+    parents: tuple[Parent, ...] = ()
+    job: str
+    recipe: dict[str, Any]
+    recipe_fingerprint: str
+    inputs_fingerprint: str
+    code_version: str
+    seed: int
+    models: dict[str, str] = {}
+    """Role -> fingerprint of each model that took part."""
 
 
 def manifest_bytes(path: UPath) -> bytes | None:

@@ -25,6 +25,7 @@ from engine.artifacts.manifests import (
     STAGING_SUFFIX,
     UNPUBLISHED,
     Parent,
+    Provenance,
     code_version,
     is_of,
     manifest_bytes,
@@ -58,22 +59,13 @@ class ModelFile(Section):
         return name
 
 
-class ModelManifest(Section):
+class ModelManifest(Provenance):
     """Everything that is known of a published model."""
 
     model_config = ConfigDict(ser_json_inf_nan="strings")  # a loss may be infinite, and JSON has no word for it
 
     kind: Literal["model"] = "model"
     files: tuple[ModelFile, ...]
-    parents: tuple[Parent, ...] = ()
-    job: str
-    recipe: dict[str, Any]
-    recipe_fingerprint: str
-    inputs_fingerprint: str
-    code_version: str
-    seed: int
-    models: dict[str, str] = {}
-    """Role -> fingerprint of each model this one was made from."""
     counts: dict[str, int] = {}
     """What was counted in training: steps, examples, tokens."""
     metrics: dict[str, float] = {}
