@@ -17,10 +17,12 @@ import psutil
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import ray
 from upath import UPath
 
 from engine import artifacts
-from engine.cluster.driver import _uninterrupted
+from engine.cluster.driver import _uninterrupted, driver
+from engine.errors import ClusterError
 from jobs.cli import main
 
 HEADRACE = str(Path(sys.executable).with_name("headrace"))
@@ -517,6 +519,24 @@ def test_a_signal_waits_until_ray_has_started_or_stopped():
         start()
     assert reached
     assert signal.getsignal(signal.SIGINT) is before
+
+
+def test_what_a_failed_block_leaves_behind_ends_before_ray_does(monkeypatch):
+    events = []
+
+    class Executor:
+        def __del__(self):
+            events.append("executor ended")
+
+    def interrupted():
+        executor = Executor()  # noqa: F841 - the frame holds it, and the exception the frame
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(ray, "init", lambda **settings: events.append("init"))
+    monkeypatch.setattr(ray, "shutdown", lambda: events.append("shutdown"))
+    with pytest.raises(KeyboardInterrupt), driver(ClusterError):
+        interrupted()
+    assert events == ["init", "executor ended", "shutdown"]
 
 
 def test_only_noise_is_kept_off_stderr():

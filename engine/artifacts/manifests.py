@@ -35,6 +35,7 @@ class Parent(Section):
 class Provenance(Section):
     """How an artifact came about: the part of a manifest that all kinds share."""
 
+    kind: str
     parents: tuple[Parent, ...] = ()
     job: str
     recipe: dict[str, Any]

@@ -9,6 +9,7 @@ Left out: which Ray (`engine.cluster.private`, `engine.cluster.connection`: the 
 import logging
 import signal
 import threading
+import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -32,6 +33,11 @@ def driver(refused: Callable[[str], ClusterError], **settings: Any) -> Iterator[
             except Exception as error:
                 raise refused(first_line(error)) from error
         yield
+    except BaseException as error:
+        # What Ray left in the frames of a failed block ends itself when it is forgotten. Forgotten after the shutdown,
+        # an executor of Ray Data starts another Ray to end itself in.
+        traceback.clear_frames(error.__traceback__)
+        raise
     finally:
         with _uninterrupted():
             ray.shutdown()
