@@ -1,6 +1,6 @@
 """The filter through Ray Data against the bare student, and against transformers' own pipeline at its defaults.
 
-8,000 BBC snippets and a student on MiniLM, random head (speed does not depend on it). Bare students, one per core side
+20,000 BBC snippets and a student on MiniLM, random head (speed does not depend on it). Bare students, one per core side
 by side, score shard by shard, reading and writing the same Parquet, their start-up left aside; the job does the same
 through Ray Data with ledger and manifest, with Ray up, and starts its actors within the clock. The pipeline runs
 `text-classification` over a part of the same texts at its default settings (one text at a time, all cores).
@@ -34,7 +34,7 @@ from jobs import sieve_apply
 from tests.benchmarks.bbc import snippets
 from tests.benchmarks.watch import Watch
 
-TEXTS = 8_000
+TEXTS = 20_000
 GROUP = 500
 PIPELINE_TEXTS = 400
 RUNS = 2
