@@ -15,8 +15,13 @@ import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+from engine.errors import DeadlineExceeded
+
 _ABANDONED_SECONDS = 86_400
 """A half-built directory this old belongs to nobody: building takes minutes."""
+
+
+_PATIENCE_SECONDS = 3_600
 
 
 def cache_folder() -> Path:
@@ -29,7 +34,7 @@ def build_once(folder: Path, build: Callable[[Path], None]) -> Path:
     if folder.is_dir():
         return folder
     folder.parent.mkdir(parents=True, exist_ok=True)
-    with _alone(folder.with_name(f".{folder.name}.lock")):
+    with _alone(folder):
         if folder.is_dir():
             return folder
         _remove_abandoned(folder)
@@ -44,11 +49,26 @@ def build_once(folder: Path, build: Callable[[Path], None]) -> Path:
 
 
 @contextlib.contextmanager
-def _alone(path: Path) -> Iterator[None]:
-    """Hold a lock that ends with the process; where the file system has none, the work may be done twice."""
-    with path.open("a") as file:
-        with contextlib.suppress(OSError):
-            fcntl.flock(file, fcntl.LOCK_EX)
+def _alone(folder: Path) -> Iterator[None]:
+    """Hold a lock that ends with the process; where the file system has none, the work may be done twice.
+
+    Raises `DeadlineExceeded` if another process does not come to an end with it.
+    """
+    end = time.monotonic() + _PATIENCE_SECONDS
+    with folder.with_name(f".{folder.name}.lock").open("a") as file:
+        while True:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                if time.monotonic() > end:
+                    raise DeadlineExceeded(
+                        f"Another process has been making {folder} for {_PATIENCE_SECONDS:,} s.",
+                        "End it and run the same command again.",
+                    ) from None
+                time.sleep(0.1)
+            except OSError:
+                break
         yield
 
 

@@ -265,7 +265,7 @@ class FeatureCache:
             largest = float(np.abs(feature.astype(np.float64)).max())
             raise RecipeError(
                 f"A feature of the encoder does not fit into {self._dtype.name}: its largest value is {largest:g}.",
-                "Keep features as float32, or take them from another layer.",
+                "Take another encoder, or one whose last layer is normalised.",
             )
         self._width = width
         return rounded

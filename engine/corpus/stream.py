@@ -219,10 +219,10 @@ class _Staged:
         self.annotate = actor(**arguments)
 
     def __call__(self, block: pa.Table) -> pa.Table:
-        started = time.thread_time()
+        started = time.process_time()  # a stage may use threads of its own
         info = BlockInfo.of(block)
         annotated = self.annotate(block)
-        return info.attach(annotated, **{self.name: time.thread_time() - started})
+        return info.attach(annotated, **{self.name: time.process_time() - started})
 
 
 class _AllTheWay:
@@ -268,5 +268,7 @@ def user_error(error: BaseException) -> HeadraceError | None:
             ours = next(base for base in type(each).__mro__ if base.__module__ == HeadraceError.__module__)
             plain: HeadraceError = ours(each.problem, each.remedy)
             return plain
-        seen += [inner for inner in (each.__cause__, getattr(each, "cause", None)) if isinstance(inner, BaseException)]
+        # An actor that fails as it starts has what failed among its arguments.
+        inside = (each.__cause__, getattr(each, "cause", None), *each.args)
+        seen += [inner for inner in inside if isinstance(inner, BaseException)]
     return None

@@ -23,7 +23,7 @@ from engine.errors import DeadlineExceeded, HeadraceError
 from engine.models import fingerprint, resolve
 from engine.sieve.options import StudentOptions, TeacherOptions
 from engine.sieve.student import Card
-from engine.sieve.teacher import Snippet, Teacher, Verdict
+from engine.sieve.teacher import PROMPT, Snippet, Teacher, Verdict, fill
 from engine.sieve.threshold import Floats
 from engine.sieve.training import Fitted, Labelled, State, make_card, make_trainer, train
 
@@ -56,7 +56,11 @@ class LearnerActor:
     def train(self, labelled: Labelled, stream: list[str], seed: int) -> tuple[Fitted, Card, Any]:
         """Train; how scores are to be read, the student's card, and its weights in the object store."""
         with self._counted("train seconds"):
+            if self._cache:
+                self._cache.refresh()  # most of these snippets have met the scorers' encoder
             fitted = train(self._trainer, labelled, stream, self._options, seed)
+            if self._cache:
+                self._cache.flush()
         card = make_card(self._options, self._criterion, fitted, len(labelled.texts))
         return fitted, card, [ray.put(self._trainer.state())]
 
@@ -93,9 +97,8 @@ class Learners:
     def __init__(
         self, options: StudentOptions, criterion: str, cache: UPath, seconds: float, *, alone: bool = False
     ) -> None:
-        actor = ray.remote(num_cpus=options.cpus, num_gpus=options.gpus, max_restarts=2, max_task_retries=2)(
-            LearnerActor
-        )
+        # Never restarted: a new process would not hold what the old one was trained to. Rerunning resumes.
+        actor = ray.remote(num_cpus=options.cpus, num_gpus=options.gpus)(LearnerActor)
         self._seconds = seconds
         self._trainer = actor.remote(options, criterion, cache, alone)
         # Alone, what trains also scores; otherwise scoring goes on beside training.
@@ -162,13 +165,11 @@ class TeacherActor:
         """The teacher's own."""
         return self._teacher.fingerprint
 
-    def most_tokens(self, snippet: Snippet) -> tuple[int, int]:
-        """The teacher's own bound."""
-        return self._teacher.most_tokens(snippet)
-
-    def judge(self, snippets: list[Snippet]) -> list[tuple[int, Verdict]]:
-        """All verdicts at once."""
-        return list(self._teacher.judge(snippets))
+    def judge(self, snippets: list[Snippet]) -> tuple[list[tuple[int, Verdict]], float]:
+        """All verdicts at once, and the CPU seconds of this process that they took."""
+        started = time.process_time()
+        verdicts = list(self._teacher.judge(snippets))
+        return verdicts, time.process_time() - started
 
 
 class RemoteTeacher:
@@ -184,13 +185,16 @@ class RemoteTeacher:
         self._seconds = seconds
         self._portion = options.at_once
         self._longest = options.max_tokens if options.kind == "vllm" else 0
-        self._prompt = len((options.prompt or "").encode()) + len(criterion.encode()) + 1000
+        self._prompt, self._criterion = options.prompt or PROMPT, criterion
+        self._more = sum(len(word.encode()) for word in (*options.passes, *options.fails)) + _TEMPLATE
+        self.seconds = 0.0
+        """CPU seconds its processes have worked on answers."""
         self.at_once = options.at_once * options.actors
         self.fingerprint = str(get(self._actors[0].fingerprint.remote(), seconds, "the teacher's model"))
 
     def most_tokens(self, snippet: Snippet) -> tuple[int, int]:
         """A token is at least a byte, so bytes bound the tokens without a call."""
-        return self._prompt + len(snippet.text.encode("utf-8", "replace")), self._longest
+        return len(fill(self._prompt, self._criterion, snippet.text).encode()) + self._more, self._longest
 
     def judge(self, snippets: Sequence[Snippet]) -> Iterator[tuple[int, Verdict]]:
         """See `Teacher`; portions go to the actors in turn."""
@@ -204,7 +208,9 @@ class RemoteTeacher:
             if not ready:
                 raise DeadlineExceeded(f"The teacher has not answered for {self._seconds:g} s.", _SLOW)
             first = waiting.pop(ready[0])
-            for at, verdict in get(ready[0], self._seconds, "the teacher"):
+            verdicts, seconds = get(ready[0], self._seconds, "the teacher")
+            self.seconds += seconds
+            for at, verdict in verdicts:
                 yield first + at, verdict
 
     def close(self) -> None:
@@ -225,7 +231,7 @@ def get(reference: Any, seconds: float, who: str) -> Any:
         ours = user_error(error)
         if ours is not None:
             raise ours from None
-        if isinstance(error, ray.exceptions.RayActorError):
+        if isinstance(error, ray.exceptions.RayActorError | ray.exceptions.ObjectLostError):
             raise HeadraceError(
                 f"The process of {who} died ({str(error).strip().partition(chr(10))[0][:150]}).",
                 "It may have run out of memory: lower batch or max_tokens, or use a smaller model. Rerunning resumes.",
@@ -233,6 +239,8 @@ def get(reference: Any, seconds: float, who: str) -> Any:
         raise
 
 
+_TEMPLATE = 1000
+"""More tokens than a chat template puts around a question."""
 _SLOW = "Raise stall_seconds if one step may take that long; rerunning resumes."
 
 

@@ -73,6 +73,8 @@ class BudgetLedger:
         self._short = ""
         """Why the question that was wanted last could not be paid for."""
         self._made: set[UPath] = set()
+        self._heard: set[str] = set()
+        """Fingerprints of the teachers that have answered this object."""
         self._restore()
 
     @property
@@ -81,34 +83,14 @@ class BudgetLedger:
         return self._queries
 
     @property
-    def remaining(self) -> int:
-        """Questions left."""
-        return max(self.options.queries - self._queries, 0)
-
-    @property
     def tokens(self) -> int:
         """Tokens charged, read and written together; at its worst case where no answer has come."""
         return self._tokens_in + self._tokens_out
 
     @property
-    def tokens_in(self) -> int:
-        """Tokens charged as read."""
-        return self._tokens_in
-
-    @property
-    def tokens_out(self) -> int:
-        """Tokens charged as written."""
-        return self._tokens_out
-
-    @property
     def money(self) -> float:
         """Money charged, in the currency of the prices."""
         return self._price(self._tokens_in, self._tokens_out)
-
-    @property
-    def exhausted(self) -> bool:
-        """Whether nothing more can be asked, or the question wanted last did not fit in what is left."""
-        return bool(self.exhausted_by)
 
     @property
     def exhausted_by(self) -> str:
@@ -130,8 +112,9 @@ class BudgetLedger:
         """
         return self._ask(teacher, snippets, 1)
 
-    def self_agreement(self, teacher: Teacher, snippets: Sequence[Snippet]) -> float | None:
-        """The share of snippets on which the teacher says the same when asked again past the cache: its own ceiling.
+    def self_agreement(self, teacher: Teacher, snippets: Sequence[Snippet]) -> tuple[float | None, int]:
+        """The share of snippets on which the teacher says the same when asked again past the cache (its own ceiling),
+        and of how many.
 
         The second opinions are charged like any question and kept like any answer (a resume does not pay for them
         again), apart from the first. Snippets without two verdicts are left out; None if that leaves none.
@@ -142,7 +125,7 @@ class BudgetLedger:
         second = self._ask(teacher, [snippet for snippet, _ in decided], 2)
         pairs = [(one, two.passed) for (_, one), two in zip(decided, second, strict=True) if two]
         same = [one == two for one, two in pairs if two is not None]
-        return sum(same) / len(same) if same else None
+        return (sum(same) / len(same) if same else None), len(same)
 
     def _ask(self, teacher: Teacher, snippets: Sequence[Snippet], opinion: int) -> list[Verdict | None]:
         keys = [hash_of(teacher.fingerprint, snippet.text, opinion) for snippet in snippets]
@@ -151,13 +134,16 @@ class BudgetLedger:
             self._recall(teacher, dict.fromkeys(key for key in keys if key not in self._answers))
             waiting = deque(dict.fromkeys(key for key in keys if key not in self._answers))
             while waiting:
-                portion = [texts[key] for key in islice(waiting, max(teacher.at_once, 1))]
+                # One that is refused outright (a wrong key, an unknown model) shall cost one question, not a portion.
+                size = max(teacher.at_once, 1) if teacher.fingerprint in self._heard else 1
+                portion = [texts[key] for key in islice(waiting, size)]
                 reservation = self._reserve(teacher, list(zip(waiting, portion, strict=False)))
                 if reservation is None:
                     break
                 for _ in reservation.charges:
                     waiting.popleft()
                 self._question(teacher, reservation, portion[: len(reservation.charges)])
+                self._heard.add(teacher.fingerprint)
                 waiting.extend(each.key for each in reservation.charges if each.key not in self._answers)
             return [self._answers.get(key) or self._unclear.get(key) for key in keys]
 

@@ -23,7 +23,7 @@ from engine.artifacts import is_model, publish_model
 from engine.config import Section
 from engine.corpus.stream import IO_CPUS
 from engine.corpus.transform import Workshop
-from engine.errors import SchemaError
+from engine.errors import ArtifactError, SchemaError
 from engine.observe import MetricsWriter, Progress, get_logger
 from engine.resources import Demand
 from engine.sieve.actors import Learners, RemoteTeacher
@@ -38,7 +38,7 @@ from engine.sieve.snippets import SnippetStream, Truth, read_snippets
 from engine.sieve.student import Card
 from engine.sieve.teacher import Snippet, Teacher
 from engine.sieve.training import State, make_trainer
-from engine.storage import make_directory, replace
+from engine.storage import is_local, make_directory, replace
 
 _log = get_logger("sieve")
 _STATE = TypeAdapter(LoopState)
@@ -52,6 +52,33 @@ class Opinion(Section):
     teacher: bool
     score: float
     truth: bool | None
+
+
+class Effort(Section):
+    """What a loop has cost in seconds, over all its processes and however often it was resumed."""
+
+    training: float = 0.0
+    """CPU seconds of the student's processes, for training and for scoring the stream."""
+    teaching: float = 0.0
+    """Of the answers that were not in the cache: CPU seconds of a local teacher, wall seconds of an endpoint."""
+    answered: int = 0
+    """Those answers."""
+
+    def plus(self, other: "Effort") -> "Effort":
+        """Both together."""
+        return Effort(
+            training=self.training + other.training,
+            teaching=self.teaching + other.teaching,
+            answered=self.answered + other.answered,
+        )
+
+    def less(self, other: "Effort") -> "Effort":
+        """What has been added since."""
+        return Effort(
+            training=self.training - other.training,
+            teaching=self.teaching - other.teaching,
+            answered=self.answered - other.answered,
+        )
 
 
 class Learned(Section):
@@ -69,14 +96,18 @@ class Learned(Section):
     """Scores of the validation snippets by the other kind of student, and its threshold last."""
     self_agreement: float | None
     """Share of verdicts that were the same when asked for again."""
+    rechecked: int
+    """Snippets on which it had said something both times."""
+    questions: int
+    """Snippets the loop wanted the teacher for, those answered out of the cache included."""
     queries: int
+    """Questions that were charged."""
     tokens: int
     money: float
     discards: dict[str, int]
-    teacher_seconds: float
-    """Wall seconds in which answers were waited for, of all questions that were not in the cache."""
-    teacher_asked: int
-    spent: dict[str, float]
+    effort: Effort
+    controls: dict[str, tuple[int, float]]
+    """By control: the questions it was charged, and the money."""
 
 
 def demands(recipe: SieveRecipe) -> list[Demand]:
@@ -95,7 +126,7 @@ def demands(recipe: SieveRecipe) -> list[Demand]:
 
 def distil(recipe: SieveRecipe, shop: Workshop) -> None:
     """Run the loop and publish the student, unless it is there already. Raises `HeadraceError`s."""
-    if is_model(shop.home / "student"):
+    if _published(shop.home / "student"):
         return
     if recipe.truth and recipe.truth.column not in (*shop.plan.schema.names, "source_part"):
         raise SchemaError(
@@ -103,6 +134,13 @@ def distil(recipe: SieveRecipe, shop: Workshop) -> None:
         )
     with shop.watch.phase("learn"), ExitStack() as stack:
         _Distillation(recipe, shop, stack).run()
+
+
+def _published(student: UPath) -> bool:
+    try:
+        return is_model(student)
+    except ArtifactError:  # an upload that was cut off: publishing takes it over
+        return False
 
 
 class _Distillation:
@@ -120,30 +158,35 @@ class _Distillation:
 
     def run(self) -> None:
         recipe = self.recipe
-        rules = dict.fromkeys([*recipe.controls, recipe.loop.rule])
-        states: dict[str, LoopState] = {}
-        for rule in rules:  # the loop's own last: its student stays in the actors
-            ledger = self._ledger(rule)
-            card, states[rule] = self._loop(rule, ledger)
-        own = states[recipe.loop.rule]
+        rule = recipe.loop.rule
+        ledger = self._ledger(rule)
+        card, own = self._loop(rule, ledger)
+        agreement, rechecked = self._recheck(ledger, own)
         learned = Learned(
-            rounds={rule: states[rule].rounds for rule in reversed(rules)},
-            ended={rule: states[rule].ended for rule in reversed(rules)},
+            rounds={rule: own.rounds},
+            ended={rule: own.ended},
             card=card,
             sample=self._scores(self.learners, self.sample),
             # Every text has one first snippet, so their share in a random sample tells how many a text has.
             snippets_per_text=len(self.sample) / max(1, sum(each.piece == 0 for each in self.sample)),
             opinions=self._opinions(own),
-            self_agreement=self._recheck(ledger, own),
+            self_agreement=agreement,
+            rechecked=rechecked,
+            questions=own.questions + rechecked,
             queries=ledger.queries,
             tokens=ledger.tokens,
             money=ledger.money,
             discards=ledger.discards,
-            teacher_seconds=self.teacher.seconds,
-            teacher_asked=self.teacher.asked,
-            spent=self.learners.spent(),
+            effort=self._effort_before(rule),
+            controls={},
         )
         weights = self.learners.state()
+        # After the loop's own, so that the answers they share are on its account.
+        for control in dict.fromkeys(each for each in recipe.controls if each != rule):
+            ledger = self._ledger(control)
+            _, state = self._loop(control, ledger)
+            learned.rounds[control], learned.ended[control] = state.rounds, state.ended
+            learned.controls[control] = (ledger.queries, ledger.money)
         self.stack.close()  # teacher and students have done their part, and the other student may have the cores
         learned = learned.model_copy(update={"other": self._other(own)})
         replace(self.folder / "learned.json", learned.model_dump_json(indent=1).encode())
@@ -151,6 +194,7 @@ class _Distillation:
 
     def _loop(self, rule: str, ledger: BudgetLedger) -> tuple[Card, LoopState]:
         recipe, path = self.recipe, self.folder / f"{rule}.json"
+        before, since = self._effort_before(rule), self._effort()
         state = _STATE.validate_json(path.read_bytes()) if path.exists() else LoopState()
         done = len(state.validation) + len(state.labels)
         with (
@@ -161,6 +205,8 @@ class _Distillation:
 
             def save(state: LoopState) -> None:
                 replace(path, _STATE.dump_json(state))
+                spent = before.plus(self._effort().less(since))
+                replace(self.folder / f"{rule}.effort.json", spent.model_dump_json().encode())
                 if state.rounds:
                     metrics.log(len(state.rounds), **_numbers(state.rounds[-1]))
 
@@ -180,17 +226,30 @@ class _Distillation:
             _log.info("loop ended", rule=rule, labels=len(state.labels), because=state.ended)
             return card, state
 
+    def _effort(self) -> Effort:
+        """What this process has spent so far."""
+        spent = self.learners.spent()
+        training = spent["train seconds"] + spent["score seconds"]
+        return Effort(training=training, teaching=self.teacher.seconds, answered=self.teacher.asked)
+
+    def _effort_before(self, rule: str) -> Effort:
+        """What a loop had spent when it last saved its state."""
+        path = self.folder / f"{rule}.effort.json"
+        return Effort.model_validate_json(path.read_bytes()) if path.exists() else Effort()
+
     def _publish(self, card: Card, state: LoopState, weights: State) -> None:
         recipe = self.recipe
         trainer = make_trainer(recipe.student)
         trainer.restore(weights)
-        local = Path(mkdtemp(prefix="student-"))
+        home = self.shop.home
+        local = Path(str(home / "student.partial")) if is_local(home) else Path(mkdtemp(prefix="student-"))
+        shutil.rmtree(local, ignore_errors=True)  # what a kill left
         try:
             trainer.student(card).save(local)
             last = state.rounds[-1]
             publish_model(
                 local,
-                self.shop.home / "student",
+                home / "student",
                 job="sieve",
                 recipe=recipe.model_dump(mode="json"),
                 recipe_fingerprint=recipe.fingerprint(),
@@ -219,9 +278,10 @@ class _Distillation:
             for (snippet, label), score in zip(state.validation, scores, strict=True)
         ]
 
-    def _recheck(self, ledger: BudgetLedger, state: LoopState) -> float | None:
+    def _recheck(self, ledger: BudgetLedger, state: LoopState) -> tuple[float | None, int]:
+        """The share of validation snippets on which the teacher agrees with itself, and of how many."""
         again = [snippet for snippet, _ in state.validation[: self.recipe.teacher.recheck]]
-        return ledger.self_agreement(self.teacher, again) if again else None
+        return ledger.self_agreement(self.teacher, again) if again else (None, 0)
 
     def _other(self, state: LoopState) -> list[float] | None:
         """The validation snippets' scores by a student of the other kind, trained on the same labels."""
@@ -253,8 +313,9 @@ class _Distillation:
         recipe, shop = self.recipe, self.shop
         truth = Truth(recipe.truth) if recipe.truth else None
         snippets = read_snippets(
-            shop.plan, shop.read, recipe.student, truth=truth, seed=recipe.seed, stall_seconds=recipe.stall_seconds
-        )
+            shop.plan, shop.read, recipe.student, truth=truth, seed=recipe.seed, stall_seconds=recipe.stall_seconds,
+            cores=recipe.workers,
+        )  # fmt: skip
         return SnippetStream(snippets, buffer=recipe.loop.buffer, seed=recipe.seed)
 
     def _teacher(self) -> Teacher:
@@ -264,18 +325,24 @@ class _Distillation:
             return LabelsTeacher([recipe.truth.column, *recipe.truth.passes])
         if recipe.teacher.kind == "endpoint":
             return self.stack.enter_context(EndpointTeacher(recipe.teacher, recipe.criterion))
-        held_out = [each.text for each in self.sample[: recipe.teacher.calibration]]
+        # The end of the sample: its beginning becomes validation and warm start.
+        held_out = [each.text for each in self.sample[::-1][: recipe.teacher.calibration]]
         teacher = RemoteTeacher(recipe.teacher, recipe.criterion, held_out, recipe.stall_seconds)
         self.stack.callback(teacher.close)
         return teacher
 
 
 class _Timed:
-    """A teacher whose answers are timed, from question to question."""
+    """A teacher whose answers are counted and timed: in CPU seconds where it works here, by the clock elsewhere."""
 
     def __init__(self, teacher: Teacher) -> None:
         self._teacher = teacher
-        self.seconds, self.asked = 0.0, 0
+        self._waited, self.asked = 0.0, 0
+
+    @property
+    def seconds(self) -> float:
+        """Seconds that the answers have taken."""
+        return self._teacher.seconds if isinstance(self._teacher, RemoteTeacher) else self._waited
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._teacher, name)
@@ -284,14 +351,17 @@ class _Timed:
         """See `Teacher`."""
         started = time.perf_counter()
         yield from self._teacher.judge(snippets)
-        self.seconds += time.perf_counter() - started
+        self._waited += time.perf_counter() - started
         self.asked += len(snippets)
 
 
 def _numbers(last: Round) -> dict[str, float]:
     found = {name: value for name, value in last.model_dump().items() if isinstance(value, int | float)}
+    if last.seen:
+        found["accepted"] = last.asked / last.seen
     if last.validation:
-        found["validation_balanced_accuracy"] = last.validation[0]
+        names = ("validation_balanced_accuracy", "validation_low", "validation_high")
+        found |= dict(zip(names, last.validation, strict=True))
     return found
 
 

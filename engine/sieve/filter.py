@@ -3,6 +3,7 @@
 Left out: where the student comes from (`engine.sieve.distillation`). Called by `jobs.sieve` and `jobs.sieve_apply`.
 """
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -49,9 +50,14 @@ class SieveFilter(Annotator):
 
 
 def filter_stages(student: UPath, options: FilterOptions) -> Callable[[int], list[Stage]]:
-    """The filter's stage for a number of cores: one actor on each."""
+    """The filter's stage for a number of cores: as many actors as have room there, or as the options say."""
     arguments = {"student": str(student), "options": options}
-    return lambda cores: [Stage("score", SieveFilter, arguments, actors=cores, cpus=options.cpus, gpus=options.gpus)]
+
+    def stages(cores: int) -> list[Stage]:
+        actors = options.actors or max(1, cores // math.ceil(options.cpus))
+        return [Stage("score", SieveFilter, arguments, actors=actors, cpus=options.cpus, gpus=options.gpus)]
+
+    return stages
 
 
 def statistics(table: pa.Table) -> dict[str, Any]:

@@ -59,7 +59,10 @@ class Round(Section):
     number: int
     labels: int
     passes: int
+    questions: int
+    """Snippets the teacher was wanted for so far, validation and those answered out of the cache included."""
     queries: int
+    """Questions charged."""
     tokens: int
     low: float | None = None
     """The band at the end of the batch; None for the warm start."""
@@ -132,7 +135,7 @@ class ActiveLoop:
     ) -> None:
         self.stream, self.teacher, self.ledger, self.learning = stream, teacher, ledger, learning
         self.options, self.seed = options, seed
-        self.limit = ledger.options.queries - kept_back
+        self.kept_back, self.limit = kept_back, ledger.options.queries - kept_back
         self.state = state or LoopState()
         self._save, self._progress = save, progress
         self._sample = [each.text for each in stream.peek(options.sample)]
@@ -260,11 +263,12 @@ class ActiveLoop:
 
     def _ask(self, snippets: Sequence[Snippet]) -> list[tuple[Snippet, bool]]:
         """The snippets the teacher decided on, with its labels; notes when the budget is spent."""
-        limit = self.limit - self.state.questions
+        # Second tries of unclear answers are charged too, and must not eat what is kept back.
+        limit = self.limit - max(self.state.questions, self.ledger.queries if self.kept_back else 0)
         if len(snippets) > limit:
             # Kept answers cost nothing, but a run that has some must not become another than one that has none.
             self.state.ended = f"the budget is spent (all {self.limit:,} questions are asked)"
-            snippets = snippets[:limit]
+            snippets = snippets[: max(limit, 0)]
         if not snippets:
             return []
         self.state.questions += len(snippets)
@@ -298,6 +302,7 @@ class ActiveLoop:
             number=len(state.rounds),
             labels=card.labels,
             passes=sum(state.labels[: card.labels]),
+            questions=state.questions,
             queries=self.ledger.queries,
             tokens=self.ledger.tokens,
             threshold=card.threshold,

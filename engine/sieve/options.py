@@ -5,6 +5,7 @@ the recipe classes of `jobs`.
 """
 
 from typing import Literal
+from urllib.parse import urlsplit
 
 from pydantic import Field, field_validator, model_validator
 
@@ -37,7 +38,7 @@ class TeacherOptions(Section):
     """Snippets asked about at a time (requests in flight, or the size of a batch)."""
     url: str = "https://api.openai.com/v1"
     """endpoint: its base URL."""
-    key_env: str = knob("OPENAI_API_KEY")
+    key_env: str = knob("OPENAI_API_KEY", pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")
     """endpoint: the environment variable that holds the key; a local endpoint may need none."""
     timeout_seconds: float = knob(60, gt=0)
     """endpoint: the longest wait for an answer."""
@@ -55,10 +56,25 @@ class TeacherOptions(Section):
             raise ValueError("needs {snippet}, the place of the text")
         return prompt
 
+    @field_validator("url")
+    @classmethod
+    def _plain_url(cls, url: str) -> str:
+        try:
+            parts = urlsplit(url)
+            _ = parts.port  # raises for one that is no number
+        except ValueError:
+            raise ValueError("needs a URL such as http://localhost:8000/v1") from None
+        # Recipes are kept and shown: whatever is in a URL is no secret.
+        if parts.scheme not in ("http", "https") or not parts.hostname or "@" in parts.netloc or parts.query:
+            raise ValueError("needs a URL such as http://localhost:8000/v1, without credentials or a query")
+        return url
+
     @model_validator(mode="after")
     def _words(self) -> "TeacherOptions":
         if self.kind == "scorer" and not (self.passes and self.fails):
             raise ValueError("a scorer needs words in both passes and fails")
+        if both := set(self.passes) & set(self.fails):
+            raise ValueError(f"passes and fails both hold {min(both)!r}; take it out of one")
         return self
 
 
@@ -84,6 +100,8 @@ class BudgetOptions(Section):
     """Price of a million tokens read."""
     price_out: float = Field(0.0, ge=0)
     """Price of a million tokens written."""
+    price_core_hour: float = knob(0.0, ge=0)
+    """Price of an hour of a core (of a GPU where the filter has one), for the report's projections."""
 
     @model_validator(mode="after")
     def _priced(self) -> "BudgetOptions":
@@ -142,7 +160,7 @@ class LoopOptions(Section):
     whose band starts as everything; uncertainty: near 0.5; random: whatever comes."""
     warm_start: int = Field(100, ge=2)
     """Random snippets asked about first."""
-    validation: int = Field(0, ge=0)
+    validation: int = Field(100, ge=0)
     """Random snippets, out of the budget, that are never trained on and on which every round is judged."""
     batch: int = Field(100, ge=1)
     """Labels between two trainings."""
@@ -175,11 +193,19 @@ class FilterOptions(Section):
     """Keep what passes, or keep everything with its `sieve_score`."""
     threshold: float | None = Field(None, ge=0, le=1)
     """Texts with a score above it pass; unset: the student's own."""
-    batch_tokens: int = knob(4096, ge=64)
-    """Tokens of a batch, padding included."""
+    batch_tokens: int = knob(1024, ge=64)
+    """Tokens of a batch, padding included; a GPU wants a hundred times as many."""
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Number format of the encoder; on CPUs without AMX float32 is the faster."""
+    actors: int | None = knob(None, ge=1)
+    """Filter actors; unset: as many as the cores have room for. With GPUs it has to be said."""
     cpus: float = knob(0.75, gt=0)
     """Logical cores of each filter actor."""
     gpus: float = knob(0, ge=0)
     """GPUs of each filter actor."""
+
+    @model_validator(mode="after")
+    def _counted(self) -> "FilterOptions":
+        if self.gpus and not self.actors:
+            raise ValueError("filter.gpus needs filter.actors, the number of actors that get them")
+        return self

@@ -13,7 +13,9 @@ from engine.artifacts import Dataset
 from engine.corpus import Ledger
 from engine.observe import Report, plots
 from engine.sieve.distillation import Learned, Opinion
+from engine.sieve.filter import FAILED
 from engine.sieve.loop import Round
+from engine.sieve.options import BudgetOptions
 from engine.sieve.recipe import SieveRecipe
 from engine.sieve.threshold import Confusion, balanced_accuracy_interval, confusion
 
@@ -31,28 +33,45 @@ def narrate(report: Report, dataset: Dataset, *, recipe: SieveRecipe, student: U
         {
             "criterion": recipe.criterion,
             "labels": f"{card.labels:,}",
-            "questions": f"{learned.queries:,} of {recipe.budget.queries:,}",
+            "questions": f"{learned.questions:,} of {recipe.budget.queries:,}" + _cached(learned),
             "answers without a verdict": f"{sum(learned.discards.values()):,}",
             "passes among the labels": f"{last.passes / last.labels:.1%}",
             "passes in the stream, estimated": f"{card.rate:.1%}",
             "threshold": f"{card.threshold:.3f}",
             "the loop ended": learned.ended[rule],
             **(
-                {"teacher agrees with itself": f"{learned.self_agreement:.1%}"}
+                {"teacher agrees with itself": f"{learned.self_agreement:.1%} of {learned.rechecked:,}"}
                 if learned.self_agreement is not None
+                else {}
+            ),
+            **(
+                {"controls were charged besides": _charged(learned, recipe.budget)}
+                if any(queries for queries, _ in learned.controls.values())
                 else {}
             ),
         }
     )
     _curves(report, learned)
-    _histogram(report, learned, last)
+    _histogram(report, learned, rounds)
     _rounds(report, rule, rounds)
     if learned.opinions:
         _agreement(report, learned, recipe)
     if recipe.teacher.kind != "labels":
-        _cost(report, learned, student.parent)
+        _cost(report, learned, recipe, student.parent)
     if learned.opinions:
         _readings(report, learned)
+
+
+def _cached(learned: Learned) -> str:
+    kept = learned.questions - learned.queries
+    return f", {kept:,} of them answered by earlier runs" if kept > 0 else ""
+
+
+def _charged(learned: Learned, budget: BudgetOptions) -> str:
+    return "; ".join(
+        f"{rule} {queries:,} questions" + (f" ({money:,.2f})" if budget.money is not None else "")
+        for rule, (queries, money) in learned.controls.items()
+    )
 
 
 def describe_scores(report: Report, dataset: Dataset) -> None:
@@ -64,7 +83,7 @@ def describe_scores(report: Report, dataset: Dataset) -> None:
 
 def _curves(report: Report, learned: Learned) -> None:
     validated = {
-        rule: ([each.labels for each in rounds], [each.validation[0] for each in rounds if each.validation])
+        rule: ([each.questions for each in rounds], [each.validation[0] for each in rounds if each.validation])
         for rule, rounds in learned.rounds.items()
         if all(each.validation for each in rounds)
     }
@@ -73,15 +92,16 @@ def _curves(report: Report, learned: Learned) -> None:
         note = f"Balanced accuracy against the teacher on {sizes:,} random snippets that nobody trained on."
         if len(validated) == 1:
             note += " Name controls in the recipe to see other rules beside it."
-        report.figure("Learning curve", plots.lines(validated, "labels", "balanced accuracy"), note)
+        report.figure("Learning curve", plots.lines(validated, "questions", "balanced accuracy"), note)
     balance = {
-        rule: ([each.labels for each in rounds], [each.passes / each.labels for each in rounds])
+        rule: ([each.questions for each in rounds], [each.passes / each.labels for each in rounds])
         for rule, rounds in learned.rounds.items()
     }
-    report.figure("Passes among the labels", plots.lines(balance, "labels", "share that passes"))
+    report.figure("Passes among the labels", plots.lines(balance, "questions", "share that passes"))
 
 
-def _histogram(report: Report, learned: Learned, last: Round) -> None:
+def _histogram(report: Report, learned: Learned, rounds: Sequence[Round]) -> None:
+    last = next((each for each in reversed(rounds) if each.low is not None), rounds[-1])
     counts = Counter(min(int(score * 100), 99) for score in learned.sample)
     marks = {"threshold": learned.card.threshold * 100, "least error": last.trm * 100}
     if last.low is not None and last.high is not None and last.high - last.low < 1:
@@ -160,28 +180,60 @@ def _agreement(report: Report, learned: Learned, recipe: SieveRecipe) -> None:
     )
 
 
-def _cost(report: Report, learned: Learned, home: UPath) -> None:
-    records = Ledger(home).records().values()
-    count = round(sum(record.rows_in for record in records) * learned.snippets_per_text)
+def _cost(report: Report, learned: Learned, recipe: SieveRecipe, home: UPath) -> None:
+    effort, records = learned.effort, Ledger(home).records().values()
+    texts = sum(record.rows_out + record.dropped.get(FAILED, 0) for record in records)
+    count = round(texts * learned.snippets_per_text)
     scored = sum(record.seconds.get("score", 0.0) for record in records)
-    if not (count and scored and learned.teacher_asked and learned.teacher_seconds):
+    if not (count and scored):
         return
-    student, teacher = scored / count, learned.teacher_seconds / learned.teacher_asked
-    training = learned.spent["train seconds"] + learned.spent["score seconds"]
+    if not effort.answered:
+        report.table("Cost", ["", ""], [("a question (t)", "not measured: earlier runs had every answer")])
+        return
+    student, teacher = scored / count, effort.teaching / effort.answered
+    local = recipe.teacher.kind != "endpoint"
     rows: list[tuple[str, str, str]] = [
-        ("questions asked (Q)", f"{learned.queries:,}", f"{learned.tokens:,} tokens"),
-        ("a question (t)", f"{teacher * 1e3:,.1f} ms", "wall time in which answers were waited for, per question"),
-        ("a snippet through the filter (s)", f"{student * 1e3:,.1f} ms", "time of the filter's actors, per snippet"),
-        ("training and scoring in the loop (T)", f"{training:,.1f} s", "CPU time of the student's actors"),
+        ("questions asked (Q)", f"{learned.questions:,}", f"{learned.tokens:,} tokens"),
+        (
+            "a question (t)",
+            f"{teacher * 1e3:,.1f} ms",
+            "CPU time of the teacher's processes" if local else "time in which answers were waited for, per answer",
+        ),
+        ("a snippet through the filter (s)", f"{student * 1e3:,.1f} ms", "CPU time of the filter's actors"),
+        ("training and scoring (T)", f"{effort.training:,.1f} s", "CPU time of the student's processes in the loop"),
     ]
-    for scale in (count, *(each for each in _SCALES if each > count)):
-        relative = relative_cost(scale, learned.queries, student / teacher, training / teacher)
-        how = "Q/N + s/t + T/(N t), of asking about every snippet" if scale == count else "projected"
-        if learned.money:
-            whole = learned.money / learned.queries * scale
-            how += f"; the teacher's part in money: {learned.money:,.2f} instead of {whole:,.2f}"
-        rows.append((f"{'these ' if scale == count else ''}{scale:,} snippets", f"{relative:.2%}", how))
+    sizes = [count, *(each for each in _SCALES if each > count)]
+    for size in sizes:
+        relative = relative_cost(size, learned.questions, student / teacher, effort.training / teacher)
+        how = "Q/N + s/t + T/(N t), of asking about every snippet" if size == count else "projected"
+        rows.append((f"{'these ' if size == count else ''}{size:,} snippets", f"{relative:.2%}", how))
     report.table("Cost", ["", "", "how it is counted"], rows, "Projections keep Q, s, t and T as measured in this run.")
+    _prices(report, learned, recipe.budget, sizes, student, teacher if local else 0.0)
+
+
+def _prices(
+    report: Report, learned: Learned, budget: BudgetOptions, sizes: Sequence[int], student: float, teacher: float
+) -> None:
+    """What SIEVE and asking about everything cost in money; `student` and `teacher` are core seconds a snippet."""
+    core = budget.price_core_hour / 3600
+    question = (learned.money / learned.queries if learned.queries else 0.0) + teacher * core
+    if not (question and (core or learned.money)):
+        return
+    rows = [
+        (
+            f"{size:,}",
+            f"{size * question:,.2f}",
+            f"{learned.questions * question:,.2f}",
+            f"{(size * student + learned.effort.training) * core:,.2f}",
+        )
+        for size in sizes
+    ]
+    report.table(
+        "Cost in money",
+        ["snippets", "the teacher on all of them", "SIEVE: its questions", "SIEVE: the student"],
+        rows,
+        "By the prices of the recipe (budget.price_in, price_out, price_core_hour) and this run's measurements.",
+    )
 
 
 def relative_cost(snippets: int, queries: int, student: float, training: float = 0.0) -> float:

@@ -18,7 +18,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from engine.errors import RecipeError
 from engine.models import fingerprint, load_causal_lm, load_tokenizer, resolve
 from engine.sieve.options import TeacherOptions
 from engine.sieve.teacher import Snippet, Verdict, fill, hash_of
@@ -33,15 +32,12 @@ class ScorerTeacher:
     """Scores the words `options.passes` and `options.fails` after each snippet with the model `options.model`.
 
     Words are put after the prompt with a space between. `device` is a torch device name; unset: a GPU where the options
-    ask for one. Raises `SourceError` for a model that cannot be had, `RecipeError` for a word that stands for both.
+    ask for one. Raises `SourceError` for a model that cannot be had.
     """
 
     shared = True
 
     def __init__(self, options: TeacherOptions, criterion: str = "", *, device: str = "") -> None:
-        both = set(options.passes) & set(options.fails)
-        if both:
-            raise RecipeError(f"teacher.passes and teacher.fails both hold {min(both)!r}.", "Take it out of one.")
         self.words = [*options.passes, *options.fails]
         self.at_once = options.at_once
         asked = options.prompt or f"{{snippet}}\n\nTopic of this article ({', '.join(self.words)}):"

@@ -9,11 +9,11 @@ Left out: which snippets are asked about (`engine.sieve.loop`). Called by it.
 """
 
 from collections import deque
-from collections.abc import Generator, Iterable, Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from contextlib import closing
 from fnmatch import fnmatchcase
 from functools import cache
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pyarrow as pa
@@ -28,6 +28,10 @@ from engine.sieve.teacher import Snippet
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
+
+
+_GROUP_BYTES = 64 << 20
+"""Uncompressed bytes of the shards read in one go; their snippets are held in memory until they are taken."""
 
 
 class SnippetStream:
@@ -84,26 +88,31 @@ def read_snippets(
     plan: Plan, read: Read, options: StudentOptions, *, truth: "Truth | None", seed: int, stall_seconds: float,
     cores: int | None = None,
 ) -> Generator[Snippet, None, None]:  # fmt: skip
-    """The snippets of all shards, shards in an order drawn from the seed, rows and pieces in theirs."""
+    """The snippets of all shards, shards in an order drawn from the seed, rows and pieces in theirs.
+
+    Shards are read some at a time and to their end, so that no read ever waits for whoever takes the snippets: that may
+    be hours, and would pass for a read that hangs.
+    """
     order = np.random.default_rng(seed).permutation(len(plan.shards))
-    shards = [plan.shards[at] for at in order]
     cut = _Cut(read.column, options.model, options.max_tokens, options.long, truth)
-    with closing(stream(shards, read, (), cut, stall_seconds=stall_seconds, cores=cores, cpus=IO_CPUS)) as results:
-        for rows in _in_order(results, shards):
-            for row in rows:
+    for shards in _groups([plan.shards[at] for at in order]):
+        with closing(stream(shards, read, (), cut, stall_seconds=stall_seconds, cores=cores, cpus=IO_CPUS)) as results:
+            found = {result["shard"]: result["snippets"] for result in results}
+        for shard in shards:
+            for row in found.pop(shard.index):
                 yield Snippet(**row)
 
 
-def _in_order(results: Iterable[dict[str, Any]], shards: Sequence[Shard]) -> Iterator[list[dict[str, Any]]]:
-    """Each shard's rows in the order of the shards, whatever order they come in."""
-    early: dict[int, list[dict[str, Any]]] = {}
-    wanted = iter([shard.index for shard in shards])
-    following = next(wanted, None)
-    for result in results:
-        early[result["shard"]] = result["snippets"]
-        while following in early:
-            yield early.pop(following)
-            following = next(wanted, None)
+def _groups(shards: Sequence[Shard]) -> Iterator[list[Shard]]:
+    """Neighbouring shards, as many as are read in one go."""
+    group: list[Shard] = []
+    for shard in shards:
+        group.append(shard)
+        if sum(each.size for each in group) >= _GROUP_BYTES:
+            yield group
+            group = []
+    if group:
+        yield group
 
 
 class Truth:

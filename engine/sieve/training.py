@@ -49,7 +49,7 @@ class Fitted:
     calibration: Calibration
     threshold: float
     unseen_accuracy: float
-    """Cross-fitted balanced accuracy at the threshold, over the labels as they were asked for."""
+    """Balanced accuracy of the cross-fitted scores at their best cut, over the labels as they were asked for."""
 
 
 State = dict[str, np.ndarray]
@@ -76,7 +76,7 @@ class Trainer(Protocol):
 
 
 class FrozenTrainer:
-    """A head on frozen features; `cache` keeps them, so that a snippet meets the encoder once."""
+    """A head on frozen features; `cache` keeps them for the next training, and for other processes once flushed."""
 
     def __init__(self, options: StudentOptions, cache: FeatureCache | None) -> None:
         self._options = options

@@ -41,10 +41,6 @@ class WriterTeacher:
         self._tokenizer: Any = load_tokenizer(options.model)
         self._engine, self._longest = _start(str(folder), options.at_once)
 
-    def close(self) -> None:
-        """End the engine and free its memory."""
-        self._engine.llm_engine.engine_core.shutdown()
-
     def most_tokens(self, snippet: Snippet) -> tuple[int, int]:
         """The prompt's tokens exactly, and the longest answer."""
         return len(self._ids(snippet)), self._most_out

@@ -11,14 +11,14 @@ import platform
 import subprocess
 import sys
 import time
-from importlib.metadata import version
+from importlib.metadata import packages_distributions, version
 from pathlib import Path
 
 import psutil
 
 HERE = Path(__file__).parent
 NAMES = [path.stem for path in sorted(HERE.glob("bench_*.py"))]
-PACKAGES = ("ray", "pyarrow", "numpy", "pylint")
+PACKAGES = ("ray", "torch", "transformers", "vllm", "deepspeed", "pyarrow", "numpy", "pylint")
 
 
 def main(names):
@@ -42,13 +42,18 @@ def run_here(name):
             "memory_gib": round(psutil.virtual_memory().total / 2**30),
             "system": f"{platform.system()} {platform.machine()}",
         },
-        "versions": {"python": platform.python_version(), **{each: version(each) for each in PACKAGES}},
+        "versions": {"python": platform.python_version(), **{each: _version(each) for each in PACKAGES}},
         **result,
     }
     target = HERE / "results" / f"{name}.json"
     target.parent.mkdir(exist_ok=True)
     target.write_text(json.dumps(body, indent=1) + "\n")
     print(f"{name}: " + json.dumps(body["summary"]))
+
+
+def _version(package):
+    """The version of what is imported by this name; vLLM's CPU build is another package."""
+    return version(packages_distributions()[package][0])
 
 
 def _cpu():

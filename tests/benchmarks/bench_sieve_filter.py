@@ -25,7 +25,6 @@ from engine.artifacts import publish_model, read_dataset, read_model
 from engine.cluster import session
 from engine.config import build_recipe
 from engine.corpus.sink import encode
-from engine.models import resolve
 from engine.runs import Invocation
 from engine.sieve import FilterOptions, SieveFilter
 from engine.sieve.encoder import Encoder
@@ -142,7 +141,6 @@ def _pipeline(student, texts):
     from transformers import AutoModelForSequenceClassification, AutoTokenizer, pipeline
 
     folder = read_model(UPath(student)).local()
-    assert resolve(str(folder))
     torch.set_num_threads(CORES)
     model = AutoModelForSequenceClassification.from_pretrained(folder, num_labels=2)
     classify = pipeline("text-classification", model=model, tokenizer=AutoTokenizer.from_pretrained(folder))

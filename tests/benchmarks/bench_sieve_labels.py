@@ -3,8 +3,9 @@
 BBC snippets by `tests.benchmarks.bbc`; each of five topics in turn is made rare (4 % of the stream), five seeds each;
 the teacher is the editors' labels. Students are heads on frozen MiniLM features. A rule has arrived when its balanced
 accuracy on the test articles is within two points of the fully supervised student's (same trainer, same calibration of
-the threshold, all labels of the stream), for the mean over seeds and in every later round. Every label counts, the
-warm start's too; nothing else is known to any rule. Intervals are bootstrapped over seeds.
+the threshold, all labels of the stream), for the mean over seeds and in nine of ten later rounds. Every label counts,
+the warm start's too; nothing else is known to any rule. Batches are small and nothing is asked ahead, so that the
+curves are fine. Intervals are bootstrapped over seeds.
 """
 
 import tempfile
@@ -26,7 +27,7 @@ from tests.benchmarks.bbc import TOPICS, snippets, split
 SEEDS = range(5)
 RULES = ("band", "uncertainty", "published", "random")
 STUDENT = StudentOptions(kind="frozen")
-LOOP = {"warm_start": 60, "batch": 30, "ahead": 0.0, "patience": 0, "sample": 1000}
+LOOP = {"validation": 0, "warm_start": 60, "batch": 30, "ahead": 0.0, "patience": 0, "sample": 1000}
 QUERIES = {"band": 420, "uncertainty": 420, "published": 780, "random": 780}
 WITHIN = 0.02
 

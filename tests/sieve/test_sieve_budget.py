@@ -78,18 +78,25 @@ def test_answers_come_in_order_and_a_text_is_asked_once(place):
     said = budget.ask(teacher, texts("c", "a", "c", "d"))
     assert [each.words for each in said] == ["c", "a", "c", "d"]
     assert [each.passed for each in said] == [True, False, True, True]
-    assert (budget.queries, budget.tokens, budget.tokens_in, budget.tokens_out) == (3, 24, 18, 6)
+    assert (budget.queries, budget.tokens) == (3, 24)
     assert budget.ask(teacher, texts("d", "e"))[0] == said[3]
     assert set(teacher.counts.values()) == {1}
     assert budget.queries == 4
-    assert budget.remaining == 596
-    assert not budget.exhausted
+    assert not budget.exhausted_by
 
 
-def test_portions_are_of_the_teachers_size(place):
+def test_portions_are_of_the_teachers_size_once_it_has_answered(place):
     teacher = Fake(at_once=4)
     ledger(place).ask(teacher, texts(*map(str, range(10))))
-    assert teacher.portions == [4, 4, 2]
+    assert teacher.portions == [1, 4, 4, 1]
+
+
+def test_a_refusal_at_the_start_costs_one_question(place):
+    teacher = Fake(lambda text, _: HeadraceError("The key is refused."), at_once=64)
+    budget = ledger(place)
+    with pytest.raises(HeadraceError, match="refused"):
+        budget.ask(teacher, texts(*map(str, range(80))))
+    assert budget.queries == 1
 
 
 def test_the_cache_is_free_and_shared_by_runs(place):
@@ -141,7 +148,6 @@ def test_limits_end_the_asking_in_order(place, limits, asked, reason):
     budget = ledger(place, **limits)
     said = budget.ask(Fake(), texts(*map(str, range(9))))
     assert [each is not None for each in said] == [True] * asked + [False] * (9 - asked)
-    assert budget.exhausted
     assert budget.exhausted_by.startswith(reason)
     assert ledger(place, **limits).queries == asked
 
@@ -210,12 +216,12 @@ def test_a_labels_column_is_neither_shared_nor_asked_twice(place):
 def test_self_agreement_asks_again_under_the_budget(place):
     teacher = Fake(lambda text, time_of: Verdict(time_of == 1 or text != "b", tokens_in=6))
     budget = ledger(place, queries=7)
-    assert budget.self_agreement(teacher, texts("a", "b", "c")) == pytest.approx(2 / 3)
+    assert budget.self_agreement(teacher, texts("a", "b", "c")) == (pytest.approx(2 / 3), 3)
     assert (budget.queries, teacher.counts) == (6, {"a": 2, "b": 2, "c": 2})
-    assert ledger(place).self_agreement(teacher, texts("a", "b", "c")) == pytest.approx(2 / 3)
+    assert ledger(place).self_agreement(teacher, texts("a", "b", "c")) == (pytest.approx(2 / 3), 3)
     assert teacher.counts.total() == 6
     assert budget.ask(teacher, texts("b"))[0].passed is True
-    assert ledger(place, "none", queries=0).self_agreement(teacher, texts("x")) is None
+    assert ledger(place, "none", queries=0).self_agreement(teacher, texts("x")) == (None, 0)
 
 
 def test_what_arrived_before_an_error_is_kept(place):
@@ -311,7 +317,7 @@ def test_no_limit_is_ever_exceeded(monkeypatch, seed, weights, queries, tokens, 
             wanted = texts(*(f"text {chance.randrange(20)}" for _ in range(chance.randint(1, 8))))
             try:
                 said = budget.ask(teacher, wanted)
-                assert all(each is not None for each in said) or budget.exhausted
+                assert all(each is not None for each in said) or budget.exhausted_by
                 assert all(each.passed == {"pass": True, "fail": False}.get(each.reason) for each in said if each)
             except (KeyboardInterrupt, HeadraceError):
                 dead.clear()

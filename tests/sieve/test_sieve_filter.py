@@ -8,7 +8,7 @@ from upath import UPath
 
 from engine.corpus.annotator import Annotator
 from engine.errors import ArtifactError
-from engine.sieve import FilterOptions, SieveFilter, Student, statistics
+from engine.sieve import FilterOptions, SieveFilter, Student, filter_stages, statistics
 
 
 class Length(Annotator):
@@ -70,6 +70,14 @@ def test_the_filter_scores_as_the_student_does(student, mode):
 def test_all_pass_and_all_fail(student, threshold, kept):
     found = SieveFilter(student=str(student.path), options=FilterOptions(threshold=threshold, cpus=1))(block(TEXTS))
     assert found["_drop"].null_count == kept
+
+
+@pytest.mark.parametrize(
+    ("options", "actors"), [({}, 8), ({"cpus": 2}, 4), ({"cpus": 16}, 1), ({"gpus": 1, "cpus": 2, "actors": 3}, 3)]
+)
+def test_there_are_as_many_actors_as_have_room(options, actors):
+    (stage,) = filter_stages(UPath("student"), FilterOptions(**options))(8)
+    assert (stage.actors, stage.gpus) == (actors, options.get("gpus", 0))
 
 
 def test_what_is_no_student(tmp_path):

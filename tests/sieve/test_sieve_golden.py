@@ -77,8 +77,30 @@ def test_neighbouring_floats_are_parted():
 
 @given(st.lists(st.booleans(), min_size=2, max_size=200))
 def test_a_quarter_of_each_class_beside_the_cut(labels):
+    errors = cut_errors(np.arange(len(labels)), np.array(labels))[1]
+    cut = int(np.argmin(errors))
+    for k in range(1, min(cut, len(labels) - cut) + 1):
+        share = np.mean(labels[cut - k : cut + k])
+        assert min(share, 1 - share) >= 0.25
     share = nearest_minority(np.arange(len(labels), dtype=float), np.array(labels))
     assert share is None or share >= 0.25
+
+
+@pytest.mark.parametrize(
+    ("w", "accuracies", "first"),
+    [
+        ([1, 1, 1, 1, -1, 1, -1, -1], [-2, 0, 2, 4, 6, 4, 6, 4, 2], 4),
+        ([1, 0, 0, -1, 0, 0], [0, 2, 2, 2, 0, 0, 0], 1),
+    ],
+)
+def test_direct_accuracies(w, accuracies, first):
+    """The published algorithm weighs a fail +1 and a pass -1 (an item without label 0); its accuracy at a cut is that
+    of n items less twice the errors."""
+    w = np.array(w)
+    errors = cut_errors(np.arange(len(w)), w < 0, np.abs(w))[1]
+    found = np.abs(w).sum() - 2 * errors
+    assert found.tolist() == accuracies
+    assert int(np.argmin(errors)) == first
 
 
 def test_empirical_bernstein():

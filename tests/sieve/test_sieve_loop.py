@@ -1,18 +1,21 @@
 """The active loop over a stream of numbers: what is asked, what is never asked, when it ends, and how it resumes."""
 
+from dataclasses import dataclass
+
 import numpy as np
 import pytest
 from upath import UPath
 
 from engine.errors import RecipeError
 from engine.sieve import ActiveLoop, BudgetLedger, BudgetOptions, LoopOptions, LoopState, Snippet, SnippetStream
+from engine.sieve import snippets as snippets_module
 from engine.sieve.calibration import sigmoid
 from engine.sieve.inline import InlineLearners, NumberTrainer
 from engine.sieve.labels_teacher import LabelsTeacher
 from engine.sieve.options import StudentOptions
 from engine.sieve.teacher import Verdict
 
-OPTIONS = {"warm_start": 40, "batch": 40, "every": 10, "sample": 400, "buffer": 50, "patience": 0}
+OPTIONS = {"validation": 0, "warm_start": 40, "batch": 40, "every": 10, "sample": 400, "buffer": 50, "patience": 0}
 
 
 def numbers(count=6000, rate=0.05, seed=0):
@@ -202,6 +205,16 @@ def test_the_stream_is_a_sample_whatever_its_order():
     assert [each.text for each in stream.peek(2)] == ["x", "y"] == [each.text for each in stream.take(2)]
     assert len(stream.take(10_000)) == 4500
     assert stream.taken == 5000
+
+
+def test_shards_are_read_in_groups(monkeypatch):
+    @dataclass
+    class Sized:
+        size: int
+
+    monkeypatch.setattr(snippets_module, "_GROUP_BYTES", 10)
+    groups = list(snippets_module._groups([Sized(4), Sized(4), Sized(4), Sized(30), Sized(1)]))
+    assert [[each.size for each in group] for group in groups] == [[4, 4, 4], [30], [1]]
 
 
 def test_calibration_finds_the_cuts():

@@ -30,6 +30,13 @@ GOOD = {
         ({"loop": {"rule": "bands"}}, "'band', 'published', 'uncertainty' or 'random'"),
         ({"truth": {"column": "x", "passes": []}}, "'truth.passes'"),
         ({"filter": {"threshold": 2}}, "'filter.threshold'"),
+        ({"filter": {"gpus": 1}}, "needs filter.actors"),
+        ({"teacher": {"kind": "scorer", "passes": ["a", "b"], "fails": ["b"]}}, "both hold 'b'"),
+        ({"teacher": {"kind": "endpoint", "url": "localhost:8000/v1"}}, "needs a URL such as"),
+        ({"teacher": {"kind": "endpoint", "url": "http://host:port/v1"}}, "needs a URL such as"),
+        ({"teacher": {"kind": "endpoint", "url": "https://me:secret@host/v1"}}, "without credentials"),
+        ({"teacher": {"kind": "endpoint", "url": "https://host/v1?api-key=secret"}}, "without credentials"),
+        ({"teacher": {"kind": "endpoint", "key_env": "sk-123.456"}}, "'teacher.key_env'"),
     ],
 )
 def test_a_wrong_recipe_is_told(changes, says):

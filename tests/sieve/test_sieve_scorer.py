@@ -5,7 +5,6 @@ import torch
 from transformers import Gemma3ForCausalLM, Gemma3TextConfig, GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
 from upath import UPath
 
-from engine.errors import RecipeError
 from engine.models import load_tokenizer
 from engine.sieve.budget import BudgetLedger
 from engine.sieve.options import BudgetOptions, TeacherOptions
@@ -127,11 +126,6 @@ def test_a_prompt_of_ones_own_may_end_in_a_space_and_name_the_criterion(folder):
     one, two = ScorerTeacher(options, "good"), ScorerTeacher(same)
     assert one.log_probabilities(TEXTS) == pytest.approx(two.log_probabilities(TEXTS), abs=2e-4)
     assert one.fingerprint != two.fingerprint
-
-
-def test_a_word_cannot_stand_for_both(folder):
-    with pytest.raises(RecipeError, match="'sport'"):
-        ScorerTeacher(TeacherOptions(kind="scorer", model=folder, passes=["sport"], fails=["sport"]))
 
 
 def test_through_the_ledger(make, tmp_path):
