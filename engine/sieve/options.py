@@ -196,7 +196,8 @@ class FilterOptions(Section):
     batch_tokens: int = knob(1024, ge=64)
     """Tokens of a batch, padding included; a GPU wants a hundred times as many."""
     dtype: Literal["float32", "bfloat16"] = "float32"
-    """Number format of the encoder; on CPUs without AMX float32 is the faster."""
+    """Number format of the encoder. Measured on a CPU without AMX: bfloat16 takes 1.5 times as long as float32, and
+    torch.compile saves 4 % once it has compiled for half a minute, so neither is the default."""
     actors: int | None = knob(None, ge=1)
     """Filter actors; unset: as many as the cores have room for. With GPUs it has to be said."""
     cpus: float = knob(0.75, gt=0)
