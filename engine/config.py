@@ -11,6 +11,7 @@ neither torch, ray nor vllm. Called by `jobs` and by the configuration sections 
 import difflib
 import hashlib
 import json
+import re
 import types
 import typing
 from collections.abc import Iterator, Mapping, Sequence
@@ -207,8 +208,15 @@ def _sentence(model: type[BaseModel], item: Any) -> str:
         return f"the key {key!r} is missing"
     message = _PLAIN_WORDS.get(item["type"], item["msg"].removeprefix("Value error, "))
     message = message[:1].lower() + message[1:]
-    shown = f" (it is {item['input']!r})" if isinstance(item["input"], str | int | float) else ""
+    shown = f" (it is {_fit_to_show(item['input'])!r})" if isinstance(item["input"], str | int | float) else ""
     return f"{key!r}: {message}{shown}" if key else message
+
+
+def _fit_to_show(value: Any) -> Any:
+    """A value without what may be secret in a URL: a user's name and password, the query."""
+    if not isinstance(value, str):
+        return value
+    return re.sub(r"(?<=://)[^/@\s]*@", "***@", re.sub(r"(://[^?\s]*)\?\S*", r"\1", value))
 
 
 def _keys_at(model: type[BaseModel], location: Sequence[str]) -> list[str]:

@@ -21,8 +21,9 @@ def run(recipe: SieveRecipe, call: Invocation) -> Outcome:
     from engine.artifacts import read_model
     from engine.corpus import Transform, run_transform
     from engine.models import resolve
-    from engine.sieve import demands, distil, filter_stages, narrate, statistics
+    from engine.sieve import check_key, demands, distil, filter_stages, narrate, statistics
 
+    check_key(recipe.teacher)
     if not call.dry_run:  # what is no model is told here, before Ray starts
         resolve(recipe.student.model)
         if recipe.teacher.kind in ("vllm", "scorer"):
@@ -47,7 +48,7 @@ def run(recipe: SieveRecipe, call: Invocation) -> Outcome:
         },
     )
     outcome = run_transform(transform, recipe, call)
-    following = f"headrace sieve-apply jobs/recipes/sieve-apply_smoke.yaml student={student}"
+    following = f"headrace sieve-apply RECIPE.yaml student={student}"
     return replace(outcome, next_command=following) if outcome.published else outcome
 
 

@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Annotated, Any
 
+import click
 from fastapi import FastAPI, HTTPException, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
@@ -30,7 +31,7 @@ from upath import UPath
 
 from engine.artifacts import read_model
 from engine.config import Section
-from engine.errors import ClusterError
+from engine.errors import ClusterError, HeadraceError
 from engine.sieve import Student
 from engine.storage import is_local
 from serve_apps.batching import Batcher
@@ -188,11 +189,15 @@ class SieveStudent:
 
 
 def build(args: SieveArgs) -> Application:
-    """The application, for `serve run` and `serve deploy`. Raises `ArtifactError`, `StorageError`."""
+    """The application, for `serve run` and `serve deploy`. Raises `click.ClickException`, which they show as a
+    sentence, where no student is published."""
     place = UPath(args.student)
     if is_local(place):  # replicas start in directories of their own
         place = place.absolute()
-    read_model(place)  # what is no published model is refused here, before anything starts
+    try:
+        read_model(place)  # what is no published model is refused here, before anything starts
+    except HeadraceError as error:
+        raise click.ClickException(str(error)) from error
     return deployment(args).bind(
         args.model_copy(update={"student": str(place)}), expects_key=bool(Keys.from_environment())
     )

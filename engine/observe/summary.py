@@ -39,7 +39,8 @@ def closing(
 
 
 def _line(label: str, text: str, style: str) -> Text:
-    return Text.assemble((f"{label}: ", "bold"), (text, style), overflow="fold")  # long paths are never cut
+    # Neither cut nor wrapped: it is there to be copied.
+    return Text.assemble((f"{label}: ", "bold"), (text, style), overflow="ignore", no_wrap=True)
 
 
 def _facts(facts: Mapping[str, object]) -> Table:

@@ -1,6 +1,7 @@
 from .budget import BudgetLedger
 from .calibration import Calibration, calibrate
 from .distillation import demands, distil
+from .endpoint import check_key
 from .filter import SCORE, SieveFilter, filter_stages, statistics
 from .loop import ActiveLoop, LoopState, Round
 from .losses import focal_loss
@@ -39,6 +40,7 @@ __all__ = [
     "balanced_accuracy",
     "balanced_threshold",
     "calibrate",
+    "check_key",
     "confusion",
     "demands",
     "describe_scores",

@@ -27,9 +27,9 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from typing import TYPE_CHECKING, Any
 
-from engine.errors import HeadraceError
+from engine.errors import HeadraceError, RecipeError
 from engine.retries import Infrastructure, Patience
-from engine.sieve.options import TeacherOptions
+from engine.sieve.options import URL, TeacherOptions
 from engine.sieve.teacher import PROMPT, TRANSIENT, Snippet, Verdict, fill, hash_of, parse_verdict
 from engine.storage import redact
 
@@ -41,6 +41,15 @@ _TEMPLATE_TOKENS = 64
 """Room in the bound for what a chat template puts around a prompt."""
 _FEWEST_IN_A_ROW = 10
 """Questions in a row without an answer at which the endpoint counts as down; more where more are in flight."""
+
+
+def check_key(options: TeacherOptions) -> None:
+    """Raise `RecipeError` where the endpoint is known to want a key and none is set."""
+    if options.kind == "endpoint" and options.url == URL and not os.environ.get(options.key_env, "").strip():
+        raise RecipeError(
+            f"{options.key_env} is not set, and {options.url} answers nobody without a key.",
+            f"Export {options.key_env}, or give teacher.url of an endpoint that needs none.",
+        )
 
 
 class EndpointTeacher:

@@ -11,6 +11,8 @@ from pydantic import Field, field_validator, model_validator
 
 from engine.config import Section, knob
 
+URL = "https://api.openai.com/v1"
+
 
 class TeacherOptions(Section):
     """Who labels, and how it is asked."""
@@ -36,7 +38,7 @@ class TeacherOptions(Section):
     itself: no student can follow it further than that."""
     at_once: int = knob(16, ge=1)
     """Snippets asked about at a time (requests in flight, or the size of a batch)."""
-    url: str = "https://api.openai.com/v1"
+    url: str = URL
     """endpoint: its base URL."""
     key_env: str = knob("OPENAI_API_KEY", pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")
     """endpoint: the environment variable that holds the key; a local endpoint may need none."""

@@ -134,7 +134,8 @@ def balanced_accuracy(predicted: Sequence[int] | Bools, actual: Sequence[int] | 
 def balanced_accuracy_interval(counts: Confusion, confidence: float = 0.95) -> tuple[float, float]:
     """An interval for the balanced accuracy of a random sample: the Jeffreys posteriors of both recalls, drawn.
 
-    10,000 draws with a fixed seed, so the same counts give the same interval.
+    10,000 draws with a fixed seed, so the same counts give the same interval. It is widened to hold the estimate where
+    that is perfect or hopeless, as is usual with this prior.
     """
     rng = np.random.default_rng(0)
     recalls = [
@@ -143,7 +144,8 @@ def balanced_accuracy_interval(counts: Confusion, confidence: float = 0.95) -> t
     ]
     tail = (1 - confidence) / 2
     low, high = np.quantile((recalls[0] + recalls[1]) / 2, (tail, 1 - tail))
-    return float(low), float(high)
+    measured = counts.balanced_accuracy
+    return min(float(low), measured), max(float(high), measured)
 
 
 def _paired(scores: Sequence[float] | Floats, labels: Sequence[int] | Bools) -> tuple[Floats, Bools]:

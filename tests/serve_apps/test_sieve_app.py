@@ -7,6 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
+import click
 import httpx
 import psutil
 import pydantic
@@ -19,7 +20,7 @@ from ray.serve.config import HTTPOptions
 from ray.serve.schema import ServeDeploySchema
 
 from engine.cluster import is_loopback, session
-from engine.errors import ArtifactError, ClusterError
+from engine.errors import ClusterError
 from engine.sieve import Student
 from serve_apps import sieve_app
 from serve_apps.gate import KEY
@@ -254,7 +255,7 @@ def test_a_student_that_hangs_is_unhealthy(monkeypatch):
 
 
 def test_what_is_no_student_is_refused_before_anything_starts(tmp_path):
-    with pytest.raises(ArtifactError, match=r"manifest\.json"):
+    with pytest.raises(click.ClickException, match=r"manifest\.json"):
         build(SieveArgs(student=str(tmp_path)))
     with pytest.raises(pydantic.ValidationError, match="studnt"):
         SieveArgs(studnt="x")

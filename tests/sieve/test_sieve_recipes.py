@@ -2,7 +2,7 @@
 
 import pytest
 
-from engine.config import build_recipe
+from engine.config import build_recipe, write_yaml
 from engine.errors import RecipeError
 from jobs import sieve
 from jobs.cli import main
@@ -44,6 +44,20 @@ def test_a_wrong_recipe_is_told(changes, says):
         build_recipe(sieve.RECIPE, {**GOOD, **changes})
     assert says in str(told.value)
     assert "\n" not in str(told.value)
+    assert "secret" not in str(told.value)
+
+
+def test_the_usual_endpoint_without_a_key_is_refused_before_ray_starts(tmp_path, monkeypatch, capsys):
+    monkeypatch.delenv("OPENAI_API_KEY", raising=False)
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "a.txt").write_text("a")
+    (tmp_path / "r.yaml").write_text(write_yaml({**GOOD, "teacher": {"kind": "endpoint", "model": "m"}}))
+    for options in ([], ["--dry-run"]):
+        monkeypatch.setattr("sys.argv", ["headrace", "sieve", "r.yaml", "source.paths=[a.txt]", *options])
+        with pytest.raises(SystemExit) as ended:
+            main()
+        assert ended.value.code == 2
+        assert "OPENAI_API_KEY is not set" in capsys.readouterr().err
 
 
 def test_a_good_one_is_taken_and_holds_no_key(monkeypatch):
