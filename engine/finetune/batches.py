@@ -1,0 +1,78 @@
+"""Examples that share a row, as tensors: nothing of one reaches another.
+
+Positions begin anew at each example, by which the model's attention keeps them apart (transformers reads packing from
+positions that restart, where no mask is given); targets are the next tokens that have loss, and none across the seam.
+Only rows of one length are stacked, so a row stands alone: (1, T). Left out: which examples share a row
+(`engine.finetune.packing`). Called by the learner.
+
+Shapes: T tokens of a row, L tokens with loss, W width, V vocabulary.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from engine.finetune.formats import Example
+
+if TYPE_CHECKING:
+    import torch
+
+IGNORED = -100
+
+
+@dataclass(frozen=True)
+class Row:
+    """A micro-batch: ids, positions and targets, (1, T) each; a target is `IGNORED` where nothing is to be learnt."""
+
+    ids_1T: "torch.Tensor"
+    positions_1T: "torch.Tensor"
+    targets_1T: "torch.Tensor"
+
+    def to(self, device: Any) -> "Row":
+        """The same on a device."""
+        return Row(self.ids_1T.to(device), self.positions_1T.to(device), self.targets_1T.to(device))
+
+
+def make_row(examples: Sequence[Example]) -> Row:
+    """Examples one after the other. Without any it is a row of one token from which nothing is learnt: a worker that
+    has no part in a micro-batch still takes part in its collectives."""
+    import torch
+
+    ids, positions, targets = [], [], []
+    for example in examples:
+        tokens = np.asarray(example.ids, np.int64)
+        wanted = np.full(len(tokens), IGNORED, np.int64)
+        for start, end in example.loss:
+            first = max(start, 1)
+            wanted[first - 1 : end - 1] = tokens[first:end]
+        ids.append(tokens)
+        positions.append(np.arange(len(tokens)))
+        targets.append(wanted)
+    if not examples:
+        ids, positions, targets = [np.zeros(1, np.int64)], [np.zeros(1, np.int64)], [np.full(1, IGNORED, np.int64)]
+    return Row(*(torch.from_numpy(np.concatenate(each))[None] for each in (ids, positions, targets)))
+
+
+def loss_tokens(example: Example) -> int:
+    """Targets of an example: its tokens with loss, but never its first."""
+    return sum(max(end - max(start, 1), 0) for start, end in example.loss)
+
+
+def next_token_losses(model: Any, row: Row) -> "torch.Tensor":
+    """Cross-entropy in nats of each target, (L,), in float32; the head is applied where there is a target only.
+
+    `model` is a causal LM of transformers or what DeepSpeed makes of one; called through its own forward, as ZeRO-3
+    gathers parameters there.
+    """
+    import torch
+
+    at_L = (row.targets_1T[0] != IGNORED).nonzero()[:, 0]
+    keep = at_L if len(at_L) else torch.zeros(1, dtype=torch.long, device=at_L.device)
+    logits_1LV = model(input_ids=row.ids_1T, position_ids=row.positions_1T, use_cache=False, logits_to_keep=keep).logits
+    targets_L = row.targets_1T[0, keep]
+    losses_L = torch.nn.functional.cross_entropy(
+        logits_1LV[0].float(), targets_L, reduction="none", ignore_index=IGNORED
+    )
+    return losses_L

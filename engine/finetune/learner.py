@@ -1,0 +1,219 @@
+"""One worker's part of an optimiser step, under DeepSpeed: whatever the rows, the step's loss is that of its examples.
+
+A step is a list of rows (`engine.finetune.packing`); each worker runs its own, one after the other, and DeepSpeed
+exchanges gradients after the last. A token's loss is divided by the tokens of the whole step, on all workers, so
+neither packing nor the number of workers changes the gradient beyond rounding. What the loss of a row is, the caller
+says: this module is blind to the algorithm.
+
+Left out: which rows (`engine.finetune.loop`) and where checkpoints go (`engine.finetune.checkpoints`). Called inside
+Ray Train's workers, or in any process of its own.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from engine.errors import HeadraceError
+from engine.finetune.options import OptimiserOptions, ParallelOptions
+
+_AVERAGES = ("exp_avg", "exp_avg_sq")
+_MASTER = "master"
+
+RowLoss = Callable[[Any, Any], Any]
+"""Model and row -> the sum of the losses of the row's tokens, a scalar tensor."""
+
+
+@dataclass(frozen=True)
+class Stepped:
+    """What a step has come to, the same on every worker."""
+
+    loss: float
+    """Mean over the step's tokens."""
+    gradient_norm: float
+    learning_rate: float
+
+
+class Learner:
+    """A model under training; `total_steps` shape the learning rate. Needs an initialised process group."""
+
+    def __init__(
+        self,
+        model: Any,
+        optimiser: OptimiserOptions,
+        parallel: ParallelOptions,
+        total_steps: int,
+        *,
+        bf16: bool = False,
+    ) -> None:
+        import deepspeed
+        import torch
+
+        self._options, self._total = optimiser, total_steps
+        self.workers = torch.distributed.get_world_size()
+        self.steps = 0
+        trained = [each for each in model.parameters() if each.requires_grad]
+        groups = [
+            {"params": [each for each in trained if each.ndim > 1], "weight_decay": optimiser.weight_decay},
+            {"params": [each for each in trained if each.ndim <= 1], "weight_decay": 0.0},
+        ]
+        self._optimiser = _adamw([group for group in groups if group["params"]], optimiser, parallel)
+        self.engine, *_ = deepspeed.initialize(
+            model=model,
+            optimizer=self._optimiser,
+            config=_settings(optimiser, parallel, bf16),
+            dist_init_required=False,
+        )
+
+    @property
+    def device(self) -> Any:
+        """Where rows have to be."""
+        return self.engine.device
+
+    def step(self, rows: Sequence[Any], tokens: int, row_loss: RowLoss) -> Stepped:
+        """One optimiser step; `rows` are this worker's, as many as every other's, `tokens` those of all workers.
+
+        Raises `HeadraceError` where the loss or the gradient is no number: the weights are then those of before.
+        """
+        import torch
+
+        rate = learning_rate(self._options, self.steps, self._total)
+        for group in self._optimiser.param_groups:
+            group["lr"] = rate
+        self.engine.train()
+        total = torch.zeros((), device=self.device)
+        for number, row in enumerate(rows):
+            self.engine.set_gradient_accumulation_boundary(number == len(rows) - 1)
+            loss = row_loss(self.engine, row.to(self.device))
+            total += loss.detach()
+            if number == len(rows) - 1:
+                torch.distributed.all_reduce(total)
+                if not torch.isfinite(total):
+                    raise HeadraceError(
+                        f"The loss of step {self.steps + 1} is {total.item():g}.",
+                        "Lower optimiser.learning_rate, or look at that step's examples; the last checkpoint stays.",
+                    )
+            # DeepSpeed averages over workers, and each of them counts its share of the step's tokens.
+            self.engine.backward(loss * (self.workers / tokens), scale_wrt_gas=False)
+            norm = self._norm() if number == len(rows) - 1 else None
+            self.engine.step()
+        self.steps += 1
+        if norm is None:  # with ZeRO the gradients are in pieces, and DeepSpeed puts their norm together
+            norm = self.engine.get_global_grad_norm()
+        return Stepped(total.item() / tokens, float(norm), rate)
+
+    def _norm(self) -> Any:
+        """Norm of the gradient before it is clipped; None with ZeRO."""
+        import torch
+
+        if self.engine.zero_optimization_stage():
+            return None
+        gradients = [each.grad for each in self.engine.module.parameters() if each.grad is not None]
+        return torch.nn.utils.get_total_norm(gradients)
+
+    def mean_loss(self, rows: Sequence[Any], tokens: int, row_loss: RowLoss) -> float:
+        """The loss of rows nobody learns from, over all workers; as in `step`."""
+        import torch
+
+        self.engine.eval()
+        total = torch.zeros((), device=self.device)
+        with torch.inference_mode():
+            for row in rows:
+                total += row_loss(self.engine, row.to(self.device))
+        torch.distributed.all_reduce(total)
+        return float(total.item() / max(tokens, 1))
+
+    def save(self, folder: Path) -> None:
+        """Write what the weights do not tell, each worker its part: the optimiser's averages, the weights at full
+        precision, the number of steps. The weights themselves are the caller's to write."""
+        from safetensors.torch import save_file
+
+        tensors: dict[str, Any] = {}
+        steps: dict[str, str] = {}
+        for name, master in self._masters().items():
+            state = self._optimiser.state[master]
+            tensors |= {f"{name}.{each}": state[each].detach().cpu().contiguous() for each in _AVERAGES}
+            tensors[f"{name}.{_MASTER}"] = master.detach().cpu().contiguous()
+            steps[name] = str(int(state["step"]))
+        save_file(tensors, self._part(folder), metadata={"steps": str(self.steps), **steps})
+
+    def load(self, folder: Path) -> None:
+        """Go on exactly where `save` was called, on as many workers and with the same ZeRO stage; the model this was
+        made with holds the weights of then. Raises `HeadraceError` for what is no such state."""
+        import torch
+        from safetensors import SafetensorError, safe_open
+
+        try:
+            with safe_open(self._part(folder), "pt") as file:
+                metadata = file.metadata()
+                for name, master in self._masters().items():
+                    with torch.no_grad():
+                        master.copy_(file.get_tensor(f"{name}.{_MASTER}").to(master.device))
+                    self._optimiser.state[master] = {
+                        "step": int(metadata[name]),
+                        **{each: file.get_tensor(f"{name}.{each}").to(master.device) for each in _AVERAGES},
+                    }
+                self.steps = int(metadata["steps"])
+        except (FileNotFoundError, SafetensorError, KeyError, RuntimeError) as error:
+            why = str(error).strip().partition("\n")[0][:200]
+            raise HeadraceError(
+                f"The training state in {folder} does not belong to this training ({why}).",
+                "Resume with the workers and the ZeRO stage it was saved with, or add --fresh to start over.",
+            ) from error
+
+    def _masters(self) -> dict[str, Any]:
+        """What the optimiser works on: parameters, or with ZeRO this worker's flat share of them; by name."""
+        stage, inner = self.engine.zero_optimization_stage(), self.engine.optimizer
+        if stage == 3:
+            found = inner.fp32_partitioned_groups_flat
+        elif stage:
+            found = inner.single_partition_of_fp32_groups
+        else:
+            found = [each for group in self._optimiser.param_groups for each in group["params"]]
+        return {f"{number:06d}": each for number, each in enumerate(found)}
+
+    def _part(self, folder: Path) -> Path:
+        import torch
+
+        return folder / f"worker-{torch.distributed.get_rank():05d}-of-{self.workers:05d}.safetensors"
+
+
+def learning_rate(options: OptimiserOptions, step: int, total: int) -> float:
+    """The rate of a step, counted from 0: a line up to the peak, then down to `final` of it at the last."""
+    rise = round(options.warm_up * total)
+    if step < rise:
+        return options.learning_rate * (step + 1) / rise
+    if options.schedule == "constant":
+        return options.learning_rate
+    done = (step - rise) / max(total - 1 - rise, 1)
+    left = 1 - done if options.schedule == "linear" else 0.5 * (1 + math.cos(math.pi * min(done, 1.0)))
+    return options.learning_rate * (options.final + (1 - options.final) * max(left, 0.0))
+
+
+def _adamw(groups: list[dict[str, Any]], options: OptimiserOptions, parallel: ParallelOptions) -> Any:
+    """AdamW: DeepSpeed's own on CPUs, which is several times as fast as torch's on the flat partitions of ZeRO."""
+    from deepspeed.ops.adam import DeepSpeedCPUAdam, FusedAdam
+
+    on_cpu = not parallel.gpus or parallel.offload != "none"
+    kind = DeepSpeedCPUAdam if on_cpu else FusedAdam
+    named = {"adamw_mode": True} if on_cpu else {"adam_w_mode": True}
+    return kind(groups, lr=options.learning_rate, betas=options.betas, **named)
+
+
+def _settings(optimiser: OptimiserOptions, parallel: ParallelOptions, bf16: bool) -> dict[str, Any]:
+    zero: dict[str, Any] = {"stage": parallel.zero}
+    if parallel.offload != "none":
+        zero["offload_optimizer"] = {"device": "cpu"}
+    if parallel.offload == "all" and parallel.zero == 3:
+        zero["offload_param"] = {"device": "cpu"}
+    return {
+        # How many rows a step takes varies, so the learner says itself where one ends.
+        "train_micro_batch_size_per_gpu": 1,
+        "gradient_accumulation_steps": 1,
+        "gradient_clipping": optimiser.clip,
+        "zero_optimization": zero,
+        "zero_allow_untested_optimizer": True,
+        "zero_force_ds_cpu_optimizer": False,
+        "bf16": {"enabled": bf16},
+    }

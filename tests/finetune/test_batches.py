@@ -1,0 +1,64 @@
+"""Packed rows: what shares a row is computed as if it stood alone, and targets lie where loss does."""
+
+import pytest
+import torch
+from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM, Qwen2Config, Qwen2ForCausalLM
+
+from engine.finetune.batches import IGNORED, loss_tokens, make_row, next_token_losses
+from engine.finetune.formats import Example
+
+SIZES = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4}
+
+
+def tiny(kind):
+    torch.manual_seed(0)
+    if kind == "llama":
+        return LlamaForCausalLM(LlamaConfig(vocab_size=50, max_position_embeddings=64, **SIZES)).eval()
+    if kind == "qwen":
+        return Qwen2ForCausalLM(
+            Qwen2Config(vocab_size=50, max_position_embeddings=64, num_key_value_heads=2, **SIZES)
+        ).eval()
+    return GPT2LMHeadModel(GPT2Config(vocab_size=50, n_positions=64, n_embd=32, n_layer=2, n_head=4)).eval()
+
+
+EXAMPLES = [
+    Example([5, 6, 7, 8, 9], [(2, 5)]),
+    Example([11, 12, 13], [(0, 3)]),
+    Example([21, 22, 23, 24], [(1, 2), (3, 4)]),
+]
+
+
+def test_targets_are_the_next_tokens_that_have_loss():
+    row = make_row(EXAMPLES)
+    assert row.ids_1T.tolist() == [[5, 6, 7, 8, 9, 11, 12, 13, 21, 22, 23, 24]]
+    assert row.positions_1T.tolist() == [[0, 1, 2, 3, 4, 0, 1, 2, 0, 1, 2, 3]]
+    none = IGNORED
+    assert row.targets_1T.tolist() == [[none, 7, 8, 9, none, 12, 13, none, 22, none, 24, none]]
+    assert [loss_tokens(each) for each in EXAMPLES] == [3, 2, 2]
+
+
+@pytest.mark.parametrize("kind", ["llama", "qwen", "gpt2"])
+def test_nothing_of_one_example_reaches_another(kind):
+    model = tiny(kind)
+    with torch.inference_mode():
+        together = next_token_losses(model, make_row(EXAMPLES))
+        alone = torch.cat([next_token_losses(model, make_row([each])) for each in EXAMPLES])
+        other = next_token_losses(model, make_row([Example([40, 41, 42, 43, 44], [(2, 5)]), *EXAMPLES[1:]]))
+    assert torch.allclose(together, alone, atol=1e-5)
+    assert torch.allclose(together[3:], other[3:], atol=1e-6)
+
+
+def test_losses_are_those_of_the_whole_model():
+    model = tiny("llama")
+    row = make_row(EXAMPLES[:1])
+    with torch.inference_mode():
+        wanted = model(input_ids=row.ids_1T, labels=torch.tensor([[IGNORED, IGNORED, 7, 8, 9]])).loss
+        assert torch.allclose(next_token_losses(model, row).mean(), wanted, atol=1e-6)
+
+
+def test_a_row_of_nothing_has_no_loss_and_no_gradient():
+    model = tiny("llama").train()
+    loss = next_token_losses(model, make_row([])).sum()
+    loss.backward()
+    assert loss.item() == 0
+    assert all(each.grad is None or not each.grad.any() for each in model.parameters())

@@ -1,0 +1,77 @@
+"""The same losses whatever shares the work: ZeRO 0, 2, 3, one and two workers, packed or not, resumed or not."""
+
+import json
+import math
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from engine.finetune.learner import learning_rate
+from engine.finetune.options import OptimiserOptions
+from tests.conftest import free_port
+
+WORKER = Path(__file__).with_name("training_worker.py")
+CASES = {
+    1: [
+        {"zero": 0, "packed": False, "resume": False},
+        {"zero": 0, "packed": True, "resume": True},
+        {"zero": 2, "packed": True, "resume": True},
+        {"zero": 3, "packed": True, "resume": False},
+    ],
+    2: [
+        {"zero": 0, "packed": True, "resume": False},
+        {"zero": 2, "packed": True, "resume": True},
+        {"zero": 3, "packed": False, "resume": True},
+    ],
+}
+
+
+@pytest.fixture(scope="module", params=[1, 2])
+def losses(request, tmp_path_factory):
+    world, folder = request.param, tmp_path_factory.mktemp("training")
+    port = str(free_port())
+    environment = {**os.environ, "PYTHONPATH": str(WORKER.parents[2])}
+    commands = [
+        [sys.executable, WORKER, str(rank), str(world), port, folder, json.dumps(CASES[world])] for rank in range(world)
+    ]
+    workers = [
+        subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+        for command in commands
+    ]
+    said = [each.communicate(timeout=300)[1] for each in workers]
+    assert all(each.returncode == 0 for each in workers), said
+    return json.loads((folder / f"losses-{world}.json").read_text())
+
+
+def test_all_are_the_losses_of_plain_torch(losses, plain):
+    for name, found in losses.items():
+        assert np.allclose(found, plain, rtol=2e-4), name
+
+
+@pytest.fixture(scope="module")
+def plain():
+    sys.path.insert(0, str(WORKER.parent))
+    try:
+        from training_worker import plainly
+    finally:
+        sys.path.pop(0)
+    found = plainly()
+    assert found[-1] < found[0] - 0.1, "it learns"
+    return found
+
+
+def test_the_learning_rate_rises_then_falls():
+    options = OptimiserOptions(learning_rate=1.0, warm_up=0.2, final=0.1)
+    rates = [learning_rate(options, step, 10) for step in range(10)]
+    assert rates[:2] == [0.5, 1.0]
+    assert rates[2] == 1.0
+    assert rates == rates[:2] + sorted(rates[2:], reverse=True)
+    assert math.isclose(rates[-1], 0.1)
+    flat = OptimiserOptions(learning_rate=1.0, warm_up=0.0, schedule="constant")
+    assert {learning_rate(flat, step, 10) for step in range(10)} == {1.0}
+    line = OptimiserOptions(learning_rate=1.0, warm_up=0.0, schedule="linear", final=0.0)
+    assert [round(learning_rate(line, step, 5), 2) for step in range(5)] == [1.0, 0.75, 0.5, 0.25, 0.0]

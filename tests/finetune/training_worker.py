@@ -1,0 +1,111 @@
+"""One worker of a tiny training, for test_learner: trains as each of the cases says and prints the losses as JSON.
+
+python training_worker.py RANK WORLD PORT FOLDER CASES
+"""
+
+import json
+import os
+import sys
+from pathlib import Path
+
+import numpy as np
+import torch
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from engine.finetune import DataOrder, pack, share
+from engine.finetune.batches import loss_tokens, make_row, next_token_losses
+from engine.finetune.formats import Example
+from engine.finetune.learner import Learner, learning_rate
+from engine.finetune.options import OptimiserOptions, ParallelOptions
+
+STEPS, PER_STEP, WINDOW = 20, 8, 64
+OPTIONS = OptimiserOptions(learning_rate=1e-2, weight_decay=0.1)
+
+
+def tiny(seed=0):
+    torch.manual_seed(seed)
+    config = LlamaConfig(
+        vocab_size=97, hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4,
+        max_position_embeddings=WINDOW,
+    )  # fmt: skip
+    return LlamaForCausalLM(config)
+
+
+def examples():
+    rng = np.random.default_rng(0)
+    return [Example(rng.integers(0, 97, n).tolist(), [(2, int(n))]) for n in rng.integers(5, 40, 64)]
+
+
+def step_of(number):
+    """The examples of a step."""
+    chosen, _ = DataOrder(64, 0).take(number * PER_STEP, PER_STEP)
+    every = examples()
+    return [every[at] for at in chosen]
+
+
+def row_loss(model, row):
+    return next_token_losses(model, row).sum()
+
+
+def plainly():
+    """The same with torch alone."""
+    model, losses = tiny(), []
+    groups = [
+        {"params": [each for each in model.parameters() if each.ndim > 1], "weight_decay": OPTIONS.weight_decay},
+        {"params": [each for each in model.parameters() if each.ndim <= 1], "weight_decay": 0.0},
+    ]
+    optimiser = torch.optim.AdamW(groups, lr=OPTIONS.learning_rate, betas=OPTIONS.betas)
+    for number in range(STEPS):
+        for group in optimiser.param_groups:
+            group["lr"] = learning_rate(OPTIONS, number, STEPS)
+        some = step_of(number)
+        loss = sum(row_loss(model, make_row([each])) for each in some) / sum(map(loss_tokens, some))
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), OPTIONS.clip)
+        optimiser.step()
+        optimiser.zero_grad()
+        losses.append(loss.item())
+    return losses
+
+
+def train(rank, world, folder, zero, packed, resume):
+    """Losses of a training, which is broken off and taken up in the middle if `resume` says so."""
+    learner = Learner(tiny(), OPTIONS, ParallelOptions(zero=zero, workers=world), STEPS)
+    losses = []
+    for number in range(STEPS):
+        if resume and number == STEPS // 2:
+            folder.mkdir(exist_ok=True)
+            learner.save(folder)
+            engine = learner.engine
+            kept = engine._zero3_consolidated_16bit_state_dict() if zero == 3 else engine.module.state_dict()
+            box = [{name: each.clone() for name, each in kept.items()} if rank == 0 else None]
+            torch.distributed.broadcast_object_list(box, 0)  # between processes of this test alone
+            model = tiny(seed=1)
+            model.load_state_dict(box[0])
+            learner = Learner(model, OPTIONS, ParallelOptions(zero=zero, workers=world), STEPS)
+            learner.load(folder)
+        some = step_of(number)
+        rows = pack([len(each.ids) for each in some], WINDOW) if packed else [[at] for at in range(len(some))]
+        mine = [make_row([some[at] for at in row]) for row in share(rows, world)[rank]]
+        losses.append(learner.step(mine, sum(map(loss_tokens, some)), row_loss).loss)
+    return losses
+
+
+def main():
+    rank, world, port, folder = int(sys.argv[1]), int(sys.argv[2]), sys.argv[3], Path(sys.argv[4])
+    os.environ.update(RANK=str(rank), WORLD_SIZE=str(world), LOCAL_RANK="0", MASTER_ADDR="127.0.0.1", MASTER_PORT=port)
+    torch.set_num_threads(1)
+    torch.distributed.init_process_group("gloo")
+    found = {}
+    for case in json.loads(sys.argv[5]):
+        name = json.dumps(case)
+        found[name] = train(rank, world, folder / str(len(found)), **case)
+    if rank == 0:
+        if world == 1:
+            found["plain"] = plainly()
+        (folder / f"losses-{world}.json").write_text(json.dumps(found))
+    torch.distributed.destroy_process_group()
+
+
+if __name__ == "__main__":
+    main()
