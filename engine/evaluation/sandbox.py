@@ -13,6 +13,7 @@ Left out: what is run. Called by `engine.evaluation`.
 
 import contextlib
 import json
+import math
 import os
 import selectors
 import shutil
@@ -213,7 +214,8 @@ def strongest() -> Isolation:
 
 
 def _command(isolation: Isolation, options: SandboxOptions, program: Path, tell: int) -> list[str]:
-    memory, cpu = options.memory_mb << 20, max(1, round(options.seconds))
+    # The clock ends it first, unless it works on several cores at a time.
+    memory, cpu = options.memory_mb << 20, math.ceil(options.seconds) + 1
     limits = {
         "RLIMIT_CPU": cpu,
         "RLIMIT_AS": memory,
