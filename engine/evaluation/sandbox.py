@@ -140,13 +140,8 @@ class Running:
         if not why:
             # 128 and more is how the confinement tells of a signal; a signal of its own is the same.
             why, code = ("signal", code - 128) if code > 128 else ("signal", -code) if code < 0 else ("exit", code)
-            if why == "signal" and code in (signal.SIGXCPU, signal.SIGKILL) and self._out_of_time():
-                why = "time"
         seconds = time.monotonic() - self._started
         return Finished(why, code, out.decode(errors="replace"), err.decode(errors="replace"), seconds)
-
-    def _out_of_time(self) -> bool:
-        return time.monotonic() >= self.deadline - 0.5
 
     def _exchange(self, stdin: bytes) -> tuple[bytes, bytes, str]:
         process, most = self.process, self._options.output_kb << 10

@@ -55,11 +55,6 @@ def make_row(examples: Sequence[Example]) -> Row:
     return Row(*(torch.from_numpy(np.concatenate(each))[None] for each in (ids, positions, targets)))
 
 
-def loss_tokens(example: Example) -> int:
-    """Targets of an example: its tokens with loss, but never its first."""
-    return sum(max(end - max(start, 1), 0) for start, end in example.loss)
-
-
 def next_token_losses(model: Any, row: Row) -> "torch.Tensor":
     """Cross-entropy in nats of each target, (L,), in float32; the head is applied where there is a target only.
 

@@ -35,8 +35,8 @@ class Example:
 
     @property
     def loss_tokens(self) -> int:
-        """How many tokens have loss."""
-        return sum(end - start for start, end in self.loss)
+        """How many tokens have loss; the first is never predicted."""
+        return sum(max(end - max(start, 1), 0) for start, end in self.loss)
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,8 +135,7 @@ def fit(example: Example, window: int, long: Literal["drop", "truncate"]) -> Exa
             return "longer than the window"
         loss = [(start, min(end, window)) for start, end in example.loss if start < window]
         example = Example(example.ids[:window], loss)
-    # The first token is never predicted.
-    return example if any(end > max(start, 1) for start, end in example.loss) else "nothing to learn"
+    return example if example.loss_tokens else "nothing to learn"
 
 
 def _rendered(tokenizer: "PreTrainedTokenizerBase", messages: Sequence[Mapping[str, str]], *, asked: bool) -> str:

@@ -1,4 +1,4 @@
-"""Recipe sections of every training job: `optimiser:`, `parallel:` and `lora:`.
+"""Recipe sections of every training job: `optimiser:` and `parallel:`.
 
 Left out: what the keys do (`engine.finetune.learner`). Light: it imports neither torch nor ray. Called by the recipe
 classes of the jobs that train.
@@ -45,18 +45,3 @@ class ParallelOptions(Section):
     """Logical cores of each worker."""
     gpus: float = knob(0, ge=0)
     """GPUs of each worker."""
-
-
-class LoraOptions(Section):
-    """Low-rank adapters (PEFT) instead of all weights."""
-
-    rank: int = Field(16, ge=1)
-    """Rank of each adapter."""
-    alpha: float = Field(32, gt=0)
-    """Its weight is alpha / rank."""
-    dropout: float = Field(0.0, ge=0, lt=1)
-    """Of its input."""
-    targets: list[str] | None = None
-    """Names of the linear layers that get one; unset: all but the head."""
-    last_layers: int | None = Field(None, ge=1)
-    """Only in so many layers, counted from the last; unset: in all."""

@@ -21,7 +21,7 @@ for fd in range(3, 64):
 
 @pytest.fixture(scope="module")
 def checker():
-    with Checker(SandboxOptions(seconds=1)) as checker:
+    with Checker(SandboxOptions(seconds=2)) as checker:
         yield checker
 
 

@@ -42,11 +42,9 @@ def test_a_program_runs_and_says_how_it_ended():
     ids=["loop", "sleep", "deaf to signals", "fork bomb", "thread bomb"],
 )
 def test_what_does_not_end_is_ended(source):
-    started = time.monotonic()
     before = {each.pid for each in psutil.process_iter()}
     done = run(source)
     assert done.why == "time"
-    assert time.monotonic() - started < OPTIONS.seconds + 3
     assert not survivors(before)
 
 
@@ -140,5 +138,5 @@ def test_less_isolation_than_asked_for_is_refused(monkeypatch):
         Sandbox(OPTIONS)
     trusted = Sandbox(OPTIONS.model_copy(update={"isolation": "rlimits"}))
     assert trusted.run("print(1)").out == "1\n"
-    assert trusted.run("while True: pass").why in ("time", "signal")
+    assert trusted.run("while True: pass").why == "time"
     assert "MemoryError" in trusted.run("x = []\nwhile True: x.append(bytearray(10**7))").err

@@ -4,7 +4,7 @@ import pytest
 import torch
 from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM, Qwen2Config, Qwen2ForCausalLM
 
-from engine.finetune.batches import IGNORED, loss_tokens, make_row, next_token_losses
+from engine.finetune.batches import IGNORED, make_row, next_token_losses
 from engine.finetune.formats import Example
 
 SIZES = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4}
@@ -34,7 +34,7 @@ def test_targets_are_the_next_tokens_that_have_loss():
     assert row.positions_1T.tolist() == [[0, 1, 2, 3, 4, 0, 1, 2, 0, 1, 2, 3]]
     none = IGNORED
     assert row.targets_1T.tolist() == [[none, 7, 8, 9, none, 12, 13, none, 22, none, 24, none]]
-    assert [loss_tokens(each) for each in EXAMPLES] == [3, 2, 2]
+    assert [each.loss_tokens for each in EXAMPLES] == [3, 2, 2]
 
 
 @pytest.mark.parametrize("kind", ["llama", "qwen", "gpt2"])

@@ -42,7 +42,11 @@ def losses(request, tmp_path_factory):
         subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
         for command in commands
     ]
-    said = [each.communicate(timeout=300)[1] for each in workers]
+    try:
+        said = [each.communicate(timeout=300)[1] for each in workers]
+    finally:
+        for each in workers:
+            each.kill()
     assert all(each.returncode == 0 for each in workers), said
     return json.loads((folder / f"losses-{world}.json").read_text())
 

@@ -13,7 +13,7 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from engine.finetune import DataOrder, pack, share
-from engine.finetune.batches import loss_tokens, make_row, next_token_losses
+from engine.finetune.batches import make_row, next_token_losses
 from engine.finetune.formats import Example
 from engine.finetune.learner import Learner, learning_rate
 from engine.finetune.options import OptimiserOptions, ParallelOptions
@@ -59,7 +59,7 @@ def plainly():
         for group in optimiser.param_groups:
             group["lr"] = learning_rate(OPTIONS, number, STEPS)
         some = step_of(number)
-        loss = sum(row_loss(model, make_row([each])) for each in some) / sum(map(loss_tokens, some))
+        loss = sum(row_loss(model, make_row([each])) for each in some) / sum(each.loss_tokens for each in some)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), OPTIONS.clip)
         optimiser.step()
@@ -87,7 +87,7 @@ def train(rank, world, folder, zero, packed, resume):
         some = step_of(number)
         rows = pack([len(each.ids) for each in some], WINDOW) if packed else [[at] for at in range(len(some))]
         mine = [make_row([some[at] for at in row]) for row in share(rows, world)[rank]]
-        losses.append(learner.step(mine, sum(map(loss_tokens, some)), row_loss).loss)
+        losses.append(learner.step(mine, sum(each.loss_tokens for each in some), row_loss).loss)
     return losses
 
 
