@@ -11,7 +11,6 @@ neither torch, ray nor vllm. Called by `jobs` and by the configuration sections 
 import difflib
 import hashlib
 import json
-import re
 import types
 import typing
 from collections.abc import Iterator, Mapping, Sequence
@@ -23,7 +22,7 @@ from pydantic_core import PydanticUndefined
 from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
-from engine.errors import RecipeError
+from engine.errors import RecipeError, redact
 
 
 class Section(BaseModel):
@@ -208,15 +207,11 @@ def _sentence(model: type[BaseModel], item: Any) -> str:
         return f"the key {key!r} is missing"
     message = _PLAIN_WORDS.get(item["type"], item["msg"].removeprefix("Value error, "))
     message = message[:1].lower() + message[1:]
-    shown = f" (it is {_fit_to_show(item['input'])!r})" if isinstance(item["input"], str | int | float) else ""
+    value = item["input"]
+    if isinstance(value, str) and "://" in value:
+        value = redact(value)
+    shown = f" (it is {value!r})" if isinstance(value, str | int | float) else ""
     return f"{key!r}: {message}{shown}" if key else message
-
-
-def _fit_to_show(value: Any) -> Any:
-    """A value without what may be secret in a URL: a user's name and password, the query."""
-    if not isinstance(value, str):
-        return value
-    return re.sub(r"(?<=://)[^/@\s]*@", "***@", re.sub(r"(://[^?\s]*)\?\S*", r"\1", value))
 
 
 def _keys_at(model: type[BaseModel], location: Sequence[str]) -> list[str]:

@@ -20,6 +20,8 @@ Left out: programming errors. Those stay ordinary exceptions, and an `assert` gu
 Called by every room; shown by `jobs.cli`.
 """
 
+import re
+
 
 class HeadraceError(Exception):
     """A failure the user can act on.
@@ -95,3 +97,8 @@ class Interrupted(HeadraceError):
     """The user stopped the job; what is committed is kept."""
 
     exit_code = 130
+
+
+def redact(uri: str) -> str:
+    """A URI fit for a log: user names, passwords and query strings taken out."""
+    return re.sub(r"//[^/@]*@", "//***@", uri).partition("?")[0]

@@ -20,7 +20,7 @@ from urllib.parse import urlsplit
 from fsspec import get_filesystem_class
 from upath import UPath
 
-from engine.errors import HeadraceError, SourceError, StorageError
+from engine.errors import HeadraceError, SourceError, StorageError, redact
 
 SCHEMES = ("file", "s3", "gs", "az", "hf")
 _PACKAGES = {"s3": "s3fs", "gs": "gcsfs", "az": "adlfs", "hf": "huggingface_hub"}
@@ -84,11 +84,6 @@ def is_local(path: UPath) -> bool:
 def is_inside(path: Path, roots: Sequence[str]) -> bool:
     """Whether a resolved local path lies in (or is) one of the roots."""
     return any(path.is_relative_to(Path(root).expanduser().resolve()) for root in roots)
-
-
-def redact(uri: str) -> str:
-    """A URI fit for a log: user names, passwords and query strings taken out."""
-    return re.sub(r"//[^/@]*@", "//***@", uri).partition("?")[0]
 
 
 def create(path: UPath, data: bytes) -> bool:

@@ -4,8 +4,8 @@ import threading
 import pytest
 from upath import UPath
 
-from engine.errors import SourceError, StorageError
-from engine.storage import create, locate, redact, replace, writable
+from engine.errors import SourceError, StorageError, redact
+from engine.storage import create, locate, replace, writable
 
 
 @pytest.mark.parametrize(

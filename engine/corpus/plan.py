@@ -20,8 +20,7 @@ from engine.artifacts import Parent
 from engine.corpus.config import SourceConfig
 from engine.corpus.readers import Reader, Slice, reader_for
 from engine.corpus.sources import InputFile, list_files
-from engine.errors import SourceError
-from engine.storage import redact
+from engine.errors import SourceError, redact
 
 _MAX_SLICES = 2048
 """Most small files in one shard: bounds the size of a read task when files are nearly empty."""

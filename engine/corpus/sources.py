@@ -24,8 +24,8 @@ from upath import UPath
 
 from engine.artifacts import Parent, is_dataset, is_model, read_dataset
 from engine.corpus.config import PACKAGE, STDLIB, SourceConfig
-from engine.errors import SourceError
-from engine.storage import is_inside, is_local, locate, redact, scheme_of
+from engine.errors import SourceError, redact
+from engine.storage import is_inside, is_local, locate, scheme_of
 
 SUFFIXES: dict[str, tuple[str, ...]] = {
     "parquet": (".parquet", ".pq"),

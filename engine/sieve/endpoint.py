@@ -27,11 +27,10 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from typing import TYPE_CHECKING, Any
 
-from engine.errors import HeadraceError, RecipeError
+from engine.errors import HeadraceError, RecipeError, redact
 from engine.retries import Infrastructure, Patience
 from engine.sieve.options import URL, TeacherOptions
 from engine.sieve.teacher import PROMPT, TRANSIENT, Snippet, Verdict, fill, hash_of, parse_verdict
-from engine.storage import redact
 
 if TYPE_CHECKING:
     import openai

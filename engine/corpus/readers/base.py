@@ -20,8 +20,7 @@ import pyarrow as pa
 from engine.corpus.config import SourceConfig
 from engine.corpus.marks import RESERVED
 from engine.corpus.sources import InputFile
-from engine.errors import SchemaError, SourceError
-from engine.storage import redact
+from engine.errors import SchemaError, SourceError, redact
 
 _READERS = {
     "parquet": ("engine.corpus.readers.parquet", "ParquetReader"),

@@ -34,9 +34,9 @@ from engine.corpus.readers.base import (
     wrong_type,
 )
 from engine.corpus.sources import InputFile
-from engine.errors import SourceError
+from engine.errors import SourceError, redact
 from engine.observe import get_logger
-from engine.storage import locate, redact
+from engine.storage import locate
 
 _CHUNK = 4 * 2**20
 _SAMPLE = 2**20

@@ -18,8 +18,8 @@ from engine.corpus.readers.base import Slice, damage_named
 from engine.corpus.readers.html import extract
 from engine.corpus.readers.rows import Row, RowReader
 from engine.corpus.sources import InputFile
-from engine.errors import SourceError
-from engine.storage import locate, redact
+from engine.errors import SourceError, redact
+from engine.storage import locate
 
 _HTML = ("text/html", "application/xhtml+xml")
 _CHUNK = 2**20
