@@ -12,7 +12,6 @@ import pytest
 
 from engine.finetune.learner import learning_rate
 from engine.finetune.options import OptimiserOptions
-from tests.conftest import free_port
 
 WORKER = Path(__file__).with_name("training_worker.py")
 CASES = {
@@ -33,10 +32,9 @@ CASES = {
 @pytest.fixture(scope="module", params=[1, 2])
 def losses(request, tmp_path_factory):
     world, folder = request.param, tmp_path_factory.mktemp("training")
-    port = str(free_port())
     environment = {**os.environ, "PYTHONPATH": str(WORKER.parents[2])}
     commands = [
-        [sys.executable, WORKER, str(rank), str(world), port, folder, json.dumps(CASES[world])] for rank in range(world)
+        [sys.executable, WORKER, str(rank), str(world), folder, json.dumps(CASES[world])] for rank in range(world)
     ]
     workers = [
         subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)

@@ -1,6 +1,6 @@
 """One worker of a tiny training, for test_learner: trains as each of the cases says and prints the losses as JSON.
 
-python training_worker.py RANK WORLD PORT FOLDER CASES
+python training_worker.py RANK WORLD FOLDER CASES
 """
 
 import json
@@ -92,12 +92,12 @@ def train(rank, world, folder, zero, packed, resume):
 
 
 def main():
-    rank, world, port, folder = int(sys.argv[1]), int(sys.argv[2]), sys.argv[3], Path(sys.argv[4])
-    os.environ.update(RANK=str(rank), WORLD_SIZE=str(world), LOCAL_RANK="0", MASTER_ADDR="127.0.0.1", MASTER_PORT=port)
+    rank, world, folder = int(sys.argv[1]), int(sys.argv[2]), Path(sys.argv[3])
+    os.environ.update(RANK=str(rank), WORLD_SIZE=str(world), LOCAL_RANK="0")
     torch.set_num_threads(1)
-    torch.distributed.init_process_group("gloo")
+    torch.distributed.init_process_group("gloo", f"file://{folder}/rendezvous", rank=rank, world_size=world)
     found = {}
-    for case in json.loads(sys.argv[5]):
+    for case in json.loads(sys.argv[4]):
         name = json.dumps(case)
         found[name] = train(rank, world, folder / str(len(found)), **case)
     if rank == 0:
