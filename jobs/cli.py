@@ -1,4 +1,5 @@
-"""The command line: `headrace JOB RECIPE.yaml [key=value ...]`, `headrace submit|status|logs|stop`, `headrace doctor`.
+"""The command line: `headrace JOB RECIPE.yaml [key=value ...]`, `headrace submit|status|logs|stop`, `headrace models`,
+`headrace doctor`.
 
 Parses, loads the recipe, calls the job and shows what came out. Imports of a job and of anything heavy wait until they
 are needed, so that help is quick.
@@ -18,6 +19,7 @@ import click
 
 from engine.errors import HeadraceError
 from jobs.commands import ADDRESS, doctor, logs, status, stop, submit
+from jobs.models import models
 from jobs.registry import JOBS, known_job, load_job
 from jobs.show import show_outcome, write_keys
 
@@ -94,7 +96,7 @@ def cli() -> None:
     """
 
 
-for _command in (doctor, submit, status, logs, stop):
+for _command in (doctor, models, submit, status, logs, stop):
     cli.add_command(_command)
 
 

@@ -15,6 +15,9 @@ JOBS = {
     "sieve": "Filter a corpus by a plain-language criterion, learned from a few labels of a costly teacher.",
     "sieve-apply": "Filter a corpus with a student that is published already.",
     "lintseq": "Refactor programs into sequences of error-free edits.",
+    "sft": "Fine-tune a causal language model on demonstrations, edits, programs or text.",
+    "reward-model": "Train a model that gives texts one score, from preferences or labels.",
+    "evaluate": "Measure a model: HumanEval in a sandbox, perplexity, reward, win rates, robustness.",
     "pipeline": "Walk a list of jobs, each one's output handed to the next.",
 }
 

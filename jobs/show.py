@@ -1,15 +1,19 @@
-"""How outcomes, checks and recipe keys look on a terminal.
+"""How outcomes, checks, models and recipe keys look on a terminal.
 
-Left out: parsing (`jobs.cli`). Called by `jobs.cli`.
+Left out: parsing (`jobs.cli`). Called by `jobs.cli` and the commands beside it.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import click
 
 if TYPE_CHECKING:
     from engine.config import Recipe
+
+
+_WIDE = 200
+"""Characters in a line that goes to a file or another program."""
 
 
 def show_outcome(outcome: Any, recipe: "Recipe | None") -> None:
@@ -57,6 +61,49 @@ def show_doctor(checks: Sequence[Any]) -> int:
         table.add_row(check.name, marks[check.ok], check.detail, check.remedy or "")
     Console().print(table)
     return int(any(check.ok is False for check in checks))
+
+
+def show_table(title: str, columns: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
+    """Print rows under their columns, the first two of text and then numbers, which are never cut."""
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(title=title, title_justify="left")
+    for at, name in enumerate(columns):
+        table.add_column(name, overflow="fold", no_wrap=at > 1, justify="right" if at > 1 else "left")
+    for row in rows:
+        table.add_row(*map(Text, row))
+    _paper().print(table if table.row_count else f"{title}: nothing.", markup=False)
+
+
+def show_facts(heading: str, facts: Mapping[str, str]) -> None:
+    """Print a line that can be copied and what there is to know of it, a fact per line."""
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table.grid(padding=(0, 2))
+    table.add_column()
+    table.add_column(overflow="fold")
+    for name, value in facts.items():
+        table.add_row(Text(f"  {name}", style="dim"), Text(value))
+    click.echo(heading)
+    _paper().print(table)
+
+
+def _paper() -> Any:
+    """Where tables are drawn: as wide as the terminal, and wide where there is none."""
+    from rich.console import Console
+
+    console = Console()
+    return console if console.is_terminal else Console(width=_WIDE)
+
+
+def in_short(number: int) -> str:
+    """A number of at most four characters and a unit: 134.5 M."""
+    for size, unit in ((10**9, "G"), (10**6, "M"), (10**3, "k")):
+        if number >= size:
+            return f"{number / size:.1f} {unit}"
+    return f"{number} "
 
 
 def write_keys(model: "type[Recipe]", formatter: click.HelpFormatter) -> None:

@@ -20,7 +20,7 @@ def _run(monkeypatch, capsys, *words):
 def test_help_lists_every_job_and_command(monkeypatch, capsys):
     code, out, _ = _run(monkeypatch, capsys, "--help")
     assert code == 0
-    for name in [*JOBS, "doctor", "submit", "status", "logs", "stop"]:
+    for name in [*JOBS, "doctor", "models", "submit", "status", "logs", "stop"]:
         assert f"\n  {name} " in out
 
 
@@ -33,7 +33,9 @@ def test_help_of_a_job_lists_every_key(monkeypatch, capsys, job):
         assert key.help, f"{key.name} is not explained"
 
 
-@pytest.mark.parametrize("words", [["--help"], ["corpus", "--help"], ["lintseq", "--help"], ["submit", "--help"]])
+@pytest.mark.parametrize(
+    "words", [["--help"], ["corpus", "--help"], ["lintseq", "--help"], ["submit", "--help"], ["models", "--help"]]
+)
 def test_help_imports_nothing_heavy(words):
     code = (
         "import sys; from jobs.cli import main\n"

@@ -17,7 +17,8 @@ LEVELS = [
     {"artifacts", "observe", "resources"},
     {"runs", "cluster", "submission", "doctor"},
     {"corpus", "models"},
-    {"lintseq", "finetune"},
+    {"lintseq"},
+    {"finetune"},
     {"sieve", "rlhf", "value_network", "selection", "evaluation"},
 ]
 RANK = {room: level for level, rooms in enumerate(LEVELS) for room in rooms}
@@ -72,6 +73,7 @@ def test_the_outer_rooms_do_not_import_each_other(top):
         "jobs.cli",
         "jobs.corpus",
         "jobs.lintseq",
+        "jobs.models",
         "jobs.sieve",
         "jobs.sieve_apply",
     ],

@@ -26,8 +26,13 @@ SCHEMAS: dict[str, tuple[str, ...]] = {
     "instructions": ("instruction", "program"),
     "edit_sequences": ("instruction", "program", "edits", "seed", "path"),
     "demonstrations": ("messages",),
+    "responses": ("prompt", "response"),
+    "labels": ("text", "label"),
     "preferences": ("prompt", "chosen", "rejected"),
     "prompts": ("prompt",),
+    "tokens": ("ids", "loss"),
+    "questions": ("id",),
+    "samples": ("id",),
 }
 """Schema name -> the columns it requires; extra columns pass through every job untouched."""
 

@@ -9,6 +9,7 @@ from .plan import Plan as Plan
 from .plan import Shard as Shard
 from .plan import make_plan as make_plan
 from .recipe import DataRecipe as DataRecipe
+from .recipe import StreamRecipe as StreamRecipe
 from .report import count_documents as count_documents
 from .sources import InputFile as InputFile
 from .sources import Listing as Listing

@@ -12,7 +12,7 @@ from upath import UPath
 from engine.artifacts import Dataset, Manifest, code_version, is_dataset, read_dataset
 from engine.corpus.ledger import Identity, Record
 from engine.corpus.plan import Plan
-from engine.corpus.recipe import DataRecipe
+from engine.corpus.recipe import StreamRecipe
 from engine.corpus.report import merge_counts
 from engine.errors import ArtifactError, Outdated, ResumeRefused
 
@@ -47,7 +47,7 @@ def make_manifest(
     records: Mapping[int, Record],
     staging: UPath,
     identity: Identity,
-    recipe: DataRecipe,
+    recipe: StreamRecipe,
     schema_name: str,
     models: Mapping[str, str],
 ) -> Manifest:

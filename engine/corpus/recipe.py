@@ -9,11 +9,9 @@ from engine.config import Recipe, knob
 from engine.corpus.config import SourceConfig
 
 
-class DataRecipe(Recipe):
-    """What is read, how it is spread, and what happens to rows that fail."""
+class StreamRecipe(Recipe):
+    """How rows are spread over workers, where they are published, and what happens to those that fail."""
 
-    source: SourceConfig
-    """Where the rows come from."""
     output: str | None = None
     """Where the dataset is published; RUN/dataset if not given."""
     workers: int | None = knob(None, ge=1)
@@ -24,3 +22,10 @@ class DataRecipe(Recipe):
     """Write the rows that filters drop, with their reasons, to RUN/dropped."""
     stall_seconds: float = knob(900, gt=0)
     """Time without any progress after which the job stops and names the shards it waited for."""
+
+
+class DataRecipe(StreamRecipe):
+    """The same, and what is read."""
+
+    source: SourceConfig
+    """Where the rows come from."""

@@ -15,6 +15,7 @@ Left out: which shards to run and what their results mean (`engine.corpus.transf
 import gc
 import itertools
 import logging
+import os
 import time
 from collections.abc import Callable, Generator, Iterable, Sequence
 from dataclasses import dataclass, field
@@ -219,10 +220,10 @@ class _Staged:
         self.annotate = actor(**arguments)
 
     def __call__(self, block: pa.Table) -> pa.Table:
-        started = time.process_time()  # a stage may use threads of its own
+        started = os.times()  # a stage may use threads and processes of its own
         info = BlockInfo.of(block)
         annotated = self.annotate(block)
-        return info.attach(annotated, **{self.name: time.process_time() - started})
+        return info.attach(annotated, **{self.name: sum(os.times()[:4]) - sum(started[:4])})
 
 
 class _AllTheWay:

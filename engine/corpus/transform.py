@@ -22,12 +22,12 @@ from engine import artifacts
 from engine.cluster import Session, session
 from engine.corpus.block import part_name
 from engine.corpus.ceiling import codec_ceiling
-from engine.corpus.config import FilterConfig
+from engine.corpus.config import FilterConfig, SourceConfig
 from engine.corpus.duplicates import HashSink, find_duplicates
 from engine.corpus.ledger import Identity, Ledger, Record
 from engine.corpus.plan import Plan, make_plan
 from engine.corpus.publication import make_manifest, published_before
-from engine.corpus.recipe import DataRecipe
+from engine.corpus.recipe import DataRecipe, StreamRecipe
 from engine.corpus.report import closing_sections, common_sections
 from engine.corpus.sink import Sink
 from engine.corpus.stream import FUSED_CPUS, IO_CPUS, Read, Stage, alone, stream
@@ -50,7 +50,7 @@ class Workshop:
     home: UPath
     plan: Plan
     read: Read
-    recipe: DataRecipe
+    recipe: StreamRecipe
     watch: Stopwatch
 
 
@@ -61,7 +61,9 @@ class Transform:
     `stages(cores)` builds the actor stages for a number of cores; `statistics` counts over a finished part (counts add
     up over parts); `narrate` adds the job's own sections to the report. `first` makes what the stages need, with Ray
     up and the run claimed; it is called each time there are shards left, and resumes by itself. `uses` are models the
-    output depends on, name -> fingerprint; `models` tells those of the manifest once the stages have run.
+    output depends on, name -> fingerprint; `models` tells those of the manifest once the stages have run. `source` is
+    what is read where the recipe does not say. `after` works on what was published, before the report; it is called
+    again where it did not come to its end, with the stopwatch, and resumes by itself.
     """
 
     job: str
@@ -78,20 +80,24 @@ class Transform:
     first_demands: Sequence[Demand] = ()
     uses: Mapping[str, str] = field(default_factory=dict)
     models: Callable[[], Mapping[str, str]] = dict
+    source: SourceConfig | None = None
+    after: Callable[[artifacts.Dataset, Stopwatch], None] | None = None
 
     def demands(self, cores: int) -> list[Demand]:
         """All that must be schedulable at once for the job to move."""
         stages = self.stages(cores)
+        if alone(stages):  # one actor carries a shard through all of them
+            count, memory = min(stage.actors for stage in stages), sum(stage.memory for stage in stages)
+            name = " and ".join(stage.name for stage in stages)
+            return [Demand(f"{name} actors", count, cpus=max(stage.cpus for stage in stages), memory=memory)]
         actors = [
             Demand(f"{stage.name} actors", stage.actors, cpus=stage.cpus, gpus=stage.gpus, memory=stage.memory)
             for stage in stages
         ]
-        if alone(stages):
-            return actors
         return [Demand("readers and writers", 1, cpus=IO_CPUS if stages else FUSED_CPUS), *actors]
 
 
-def run_transform(transform: Transform, recipe: DataRecipe, call: Invocation) -> Outcome:
+def run_transform(transform: Transform, recipe: StreamRecipe, call: Invocation) -> Outcome:
     """Carry out a job over a corpus; see the module's text. Raises `HeadraceError`s only, save for bugs."""
     return _Job(transform, recipe, call).run()
 
@@ -99,15 +105,17 @@ def run_transform(transform: Transform, recipe: DataRecipe, call: Invocation) ->
 class _Job:
     """One call of a job: what it was given, what it planned, and where it works."""
 
-    def __init__(self, transform: Transform, recipe: DataRecipe, call: Invocation) -> None:
+    def __init__(self, transform: Transform, recipe: StreamRecipe, call: Invocation) -> None:
         self.transform = transform
         self.recipe = recipe
         self.call = call
         self.watch = Stopwatch()
         self.home = Run(transform.job, recipe)
         self.output = writable(recipe.output) if recipe.output else self.home.path / "dataset"
+        source = transform.source or (recipe.source if isinstance(recipe, DataRecipe) else None)
+        assert source, "either the recipe or the job says what is read"
         with self.watch.phase("plan"):
-            self.plan = make_plan(recipe.source, artifacts.SCHEMAS[transform.reads])
+            self.plan = make_plan(source, artifacts.SCHEMAS[transform.reads])
         self.identity = Identity(
             job=transform.job,
             recipe_fingerprint=recipe.fingerprint(),
@@ -290,6 +298,8 @@ class _Job:
                 facts["codec ceiling"] = (
                     f"{ceiling.both:,.0f} MB per core-second on the {of}; reached {rate / ceiling.both:.1%}"
                 )
+        if transform.after:
+            transform.after(dataset, watch)
         with watch.phase("report"):
             page = common_sections(transform.job, self.recipe, dataset, facts, watch.shares(), transform.hints)
             if transform.narrate:
@@ -305,15 +315,19 @@ class _Job:
         return self.recipe.model_dump(mode="json"), {**inputs, **self.transform.uses}
 
     def _room(self) -> Capacity:
-        """What the job would find: the cluster at the given address, else this machine."""
-        if not self.call.address:
-            return local_capacity(cpus=self.recipe.workers)
-        with session(self.call.address) as ray_session:
-            return capacity(ray_session)
+        return room(self.call.address, self.recipe.workers)
 
     def _cores(self, room: Capacity) -> int:
         """Cores to work on: as the recipe says, else all there are or the autoscaler may add."""
         return self.recipe.workers or room.most_cores
+
+
+def room(address: str | None, cores: int | None = None) -> Capacity:
+    """What a job would find: the cluster at an address, else this machine, or so many cores of it."""
+    if not address:
+        return local_capacity(cpus=cores)
+    with session(address) as ray_session:
+        return capacity(ray_session)
 
 
 def _combined(inputs: str, models: Mapping[str, str]) -> str:

@@ -18,10 +18,12 @@ import json
 import os
 import selectors
 import time
-from dataclasses import dataclass
+import warnings
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from engine.evaluation.grading import FAILED, PASSED, taken_apart
 from engine.evaluation.sandbox import Running, Sandbox, SandboxOptions
 
 _VALUES = Path(__file__).with_name("values.py")
@@ -46,10 +48,14 @@ class Checked:
     why: str = ""
     """`test (NAME)`: a test raised NAME, mostly AssertionError; `raised NAME`: the candidate did; `time`; `syntax`;
     `missing`: no such function; `value`: it returned what is not plain; `died`."""
+    tests: int = 0
+    """Where tests were graded: how many there are (`engine.evaluation.grading`) ..."""
+    tests_passed: int = 0
+    """... and how many passed; what was not reached in time has failed."""
 
 
 class Checker:
-    """Checks candidates one at a time; a context manager, since its tester is a process."""
+    """Checks candidates one at a time; a context manager, since its tester is a process. It may be entered again."""
 
     def __init__(self, options: SandboxOptions | None = None) -> None:
         self.sandbox = Sandbox(options)
@@ -62,14 +68,22 @@ class Checker:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._stack.close()
+        self._end_tester()
 
-    def check(self, program: str, task: Task) -> Checked:
-        """Run the tests against a program, whatever it does. Raises `HeadraceError` only where tests cannot be run."""
-        try:
-            compile(program, "candidate", "exec", dont_inherit=True)
-        except (SyntaxError, ValueError, RecursionError, MemoryError, OverflowError):
+    def check(self, program: str, task: Task, *, graded: bool = False) -> Checked:
+        """Run the tests against a program, whatever it does. Raises `HeadraceError` only where tests cannot be run.
+
+        `graded` runs each test by itself and counts those that pass, which takes longer for a program that fails.
+        """
+        tests, count = taken_apart(task.tests) if graded else (task.tests, 0)
+        checked = self._check(program, replace(task, tests=tests))
+        # A test that reported twice, in whichever way, is no more than one.
+        return replace(checked, tests=count, tests_passed=min(checked.tests_passed, count))
+
+    def _check(self, program: str, task: Task) -> Checked:
+        if not parses(program):
             return Checked(False, "syntax")
+        passed = 0
         with self.sandbox.start(_candidate(program, task.entry_point)) as running:
             candidate = _Peer(running)
             said = candidate.read(running.deadline)
@@ -79,18 +93,21 @@ class Checker:
             tester.write({"entry_point": task.entry_point, "tests": task.tests, "preamble": task.preamble})
             while True:
                 asked = tester.read(running.deadline)
+                if "one_passed" in asked:
+                    passed += 1
+                    continue
                 if "call" not in asked:
                     break
                 candidate.write(asked)
                 answer = candidate.read(running.deadline)
                 if "returned" not in answer and "raised" not in answer:
                     self._end_tester()  # its tests wait for a value that does not come
-                    return Checked(False, _why(answer))
+                    return Checked(False, _why(answer), tests_passed=passed)
                 tester.write(answer)
             if "passed" not in asked:
                 self._end_tester()
-                return Checked(False, _why(asked))
-            return Checked(bool(asked["passed"]), str(asked.get("why", "")))
+                return Checked(False, _why(asked), tests_passed=passed)
+            return Checked(bool(asked["passed"]), str(asked.get("why", "")), tests_passed=passed)
 
     def _testing(self) -> "_Peer":
         if self._tester is None:
@@ -101,6 +118,17 @@ class Checker:
     def _end_tester(self) -> None:
         self._stack.close()
         self._tester = None
+
+
+def parses(program: str) -> bool:
+    """Whether a text is Python that this interpreter compiles; empty text is."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # an invalid escape in somebody's code is no concern of the user
+            compile(program, "candidate", "exec", dont_inherit=True)
+    except (SyntaxError, ValueError, RecursionError, MemoryError, OverflowError):
+        return False
+    return True
 
 
 class _Peer:
@@ -195,7 +223,9 @@ for _line in sys.stdin:
 os._exit(0)
 """
 
-_TESTER = """
+_TESTER = (
+    (
+        """
 import builtins
 
 
@@ -210,17 +240,32 @@ def _stand_in(*arguments, **named):
     raise error
 
 
+def _why(error):
+    raised = getattr(error, "raised_by_candidate", "")
+    return f"raised {raised}" if raised else f"test ({type(error).__name__})"
+
+
 for _line in sys.stdin:
     _task = json.loads(_line)
-    _names = {"__name__": "tests"}
+    _failed = []
+    _names = {
+        "__name__": "tests",
+        "PASSED": lambda: _tell(one_passed=True),
+        "FAILED": lambda error: _failed.append(_why(error)),
+    }
     try:
         exec(compile(_task["preamble"], "preamble", "exec"), _names)
         exec(compile(_task["tests"], "tests", "exec"), _names)
         _names[_task["entry_point"]] = _stand_in
         _names["check"](_stand_in)
     except BaseException as error:
-        raised = getattr(error, "raised_by_candidate", "")
-        _tell(passed=False, why=f"raised {raised}" if raised else f"test ({type(error).__name__})")
+        _failed.append(_why(error))
+    if _failed:
+        _tell(passed=False, why=_failed[0])
     else:
         _tell(passed=True)
 """
+    )
+    .replace("PASSED", PASSED)
+    .replace("FAILED", FAILED)
+)

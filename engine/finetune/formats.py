@@ -2,12 +2,16 @@
 
     demonstrations   `messages`, or `prompt` and `response`, through the tokenizer's chat template; loss on what the
                      assistant says, the token that ends its turn included
-    edit_sequences   LintSeq's text format (`engine.lintseq.training`); loss on the edits
+    edit_sequences   LintSeq's text format (`engine.lintseq.text`); loss on the edits
     instructions     instruction, newline, program, end of sequence; loss on the program
+    documents        the text and the end of sequence, cut into windows; loss on all of it
+    preferences      prompt and answer as a conversation where there is a template, else as they stand; no loss of
+                     their own, since they are compared
 
 A text is tokenised piece by piece, cut where loss begins and ends, so that a prompt has the very tokens it has when the
 model is asked. What is longer than the window is dropped or truncated, by the recipe; what has no loss is dropped; both
-are counted. Left out: where rows come from and where tokens go (`engine.finetune.tokens`). Called by it.
+are counted. Left out: where rows come from and where tokens go (`engine.finetune.tokenise`). Called by it, and by
+whoever asks or scores a model in the format it was trained on.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -16,6 +20,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from engine.errors import SourceError
 from engine.finetune.bpe_dropout import BpeDropout
+from engine.lintseq.text import DIFF_TOKEN, prompt_text, to_training_text
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -46,6 +51,12 @@ class Piece:
     text: str
     loss: bool
     special: bool
+
+
+def beginning(tokenizer: "PreTrainedTokenizerBase") -> str:
+    """The beginning-of-sequence token, if the tokenizer puts it before a text by itself."""
+    first = tokenizer("a", verbose=False)["input_ids"][0]
+    return str(tokenizer.bos_token) if tokenizer.bos_token and first == tokenizer.bos_token_id else ""
 
 
 def encoder(tokenizer: "PreTrainedTokenizerBase") -> Encode:
@@ -108,10 +119,43 @@ def program_pieces(tokenizer: "PreTrainedTokenizerBase", instruction: str, progr
     """An instruction and the whole program; special tokens in the program are text."""
     eos = str(tokenizer.eos_token)
     return [
-        Piece(f"{tokenizer.bos_token or ''}{instruction}\n", loss=False, special=True),
+        Piece(f"{beginning(tokenizer)}{instruction}\n", loss=False, special=True),
         Piece(program, loss=True, special=False),
         Piece(eos, loss=True, special=True),
     ]
+
+
+def edit_pieces(tokenizer: "PreTrainedTokenizerBase", instruction: str, edits: Sequence[str]) -> list[Piece]:
+    """An instruction and its edits; special tokens in code are text. The tokenizer knows the diff token."""
+    prompt = prompt_text(instruction)
+    return [
+        Piece(f"{beginning(tokenizer)}{prompt}", loss=False, special=True),
+        Piece(to_training_text(instruction, edits)[len(prompt) :], loss=True, special=False),
+        Piece(str(tokenizer.eos_token), loss=True, special=True),
+    ]
+
+
+def text_examples(tokenizer: "PreTrainedTokenizerBase", text: str, window: int) -> list[Example | str]:
+    """A text and the end of sequence, cut into windows one after the other, each with loss on all its tokens."""
+    ids = encoder(tokenizer)(text, False)
+    ids = [*([tokenizer.bos_token_id] if beginning(tokenizer) else []), *ids, tokenizer.eos_token_id]
+    pieces = [ids[start : start + window] for start in range(0, len(ids), window)]
+    examples = [Example(piece, [(0, len(piece))]) for piece in pieces if len(piece) > 1]
+    return [*examples] if examples and text.strip() else ["nothing to learn"]
+
+
+def scored_ids(tokenizer: "PreTrainedTokenizerBase", prompt: str, answer: str) -> list[int]:
+    """The tokens a reward model scores: a conversation where there is a template and a prompt; else prompt and answer
+    with the tokenizer's own special tokens, the end of sequence added where it ends a text with neither that nor a
+    separator."""
+    if prompt and tokenizer.chat_template:
+        turns = [{"role": "user", "content": prompt}, {"role": "assistant", "content": answer}]
+        return encoder(tokenizer)(_rendered(tokenizer, turns, asked=False), True)
+    separated = tokenizer.sep_token_id is not None
+    arguments = (prompt, answer) if prompt and separated else (prompt + answer,)
+    ids: list[int] = tokenizer(*arguments, split_special_tokens=True, verbose=False)["input_ids"]
+    ends = tokenizer.eos_token_id
+    return ids if separated or ends is None or (ids and ids[-1] == ends) else [*ids, ends]
 
 
 def to_example(pieces: Sequence[Piece], encode: Encode) -> Example:
@@ -136,6 +180,21 @@ def fit(example: Example, window: int, long: Literal["drop", "truncate"]) -> Exa
         loss = [(start, min(end, window)) for start, end in example.loss if start < window]
         example = Example(example.ids[:window], loss)
     return example if example.loss_tokens else "nothing to learn"
+
+
+def fit_edits(tokenizer: "PreTrainedTokenizerBase", example: Example, window: int) -> Example | str:
+    """As `fit` with `truncate`, cut after the last whole edit: never within one, and without the ending."""
+    if len(example.ids) <= window:
+        return fit(example, window, "truncate")
+    diff = tokenizer.convert_tokens_to_ids(DIFF_TOKEN)
+    ends = [at + 1 for at in range(example.loss[0][0], window) if example.ids[at] == diff]
+    return fit(example, ends[-1], "truncate") if ends else "longer than the window"
+
+
+def spells(tokenizer: "PreTrainedTokenizerBase", example: Example, pieces: Sequence[Piece]) -> bool:
+    """Whether the tokens give the text back: a vocabulary that lacks a byte drops it in silence."""
+    text = tokenizer.decode(example.ids, skip_special_tokens=False, clean_up_tokenization_spaces=False)
+    return bool(text == "".join(piece.text for piece in pieces))
 
 
 def _rendered(tokenizer: "PreTrainedTokenizerBase", messages: Sequence[Mapping[str, str]], *, asked: bool) -> str:

@@ -124,9 +124,38 @@ class Learner:
         torch.distributed.all_reduce(total)
         return float(total.item() / max(tokens, 1))
 
+    def gathered(
+        self, rows: Sequence[Any], places: Sequence[Sequence[int]], size: int, values: Callable[[Any, Any], Any]
+    ) -> Any:
+        """An array (size,) of float64: `values(model, row)` of this worker's rows and of all others', each number at
+        its place; a place that no row has is 0."""
+        import numpy as np
+        import torch
+
+        found = torch.zeros(size, dtype=torch.float64, device=self.device)
+        self.engine.eval()
+        with torch.inference_mode():
+            for row, where in zip(rows, places, strict=True):
+                # Also where nothing is to be had: with ZeRO 3 every worker takes part in every forward pass.
+                some = values(self.engine, row.to(self.device))
+                if where:
+                    found[torch.tensor(where, device=self.device)] = some.double()
+        torch.distributed.all_reduce(found)
+        return np.asarray(found.cpu())
+
+    def weights(self) -> dict[str, Any] | None:
+        """All weights by name, on the first worker (None elsewhere); every worker has to call it."""
+        import torch
+
+        if self.engine.zero_optimization_stage() == 3:
+            found: dict[str, Any] | None = self.engine._zero3_consolidated_16bit_state_dict()
+        else:
+            found = self.engine.module.state_dict()
+        return found if torch.distributed.get_rank() == 0 else None
+
     def save(self, folder: Path) -> None:
         """Write what the weights do not tell, each worker its part: the optimiser's averages, the weights at full
-        precision, the number of steps. The weights themselves are the caller's to write."""
+        precision where they have it nowhere else, the number of steps. The weights are the caller's to write."""
         from safetensors.torch import save_file
 
         tensors: dict[str, Any] = {}
@@ -134,7 +163,8 @@ class Learner:
         for name, master in self._masters().items():
             state = self._optimiser.state[master]
             tensors |= {f"{name}.{each}": state[each].detach().cpu().contiguous() for each in _AVERAGES}
-            tensors[f"{name}.{_MASTER}"] = master.detach().cpu().contiguous()
+            if self._apart:
+                tensors[f"{name}.{_MASTER}"] = master.detach().cpu().contiguous()
             steps[name] = str(int(state["step"]))
         save_file(tensors, self._part(folder), metadata={"steps": str(self.steps), **steps})
 
@@ -148,8 +178,9 @@ class Learner:
             with safe_open(self._part(folder), "pt") as file:
                 metadata = file.metadata()
                 for name, master in self._masters().items():
-                    with torch.no_grad():
-                        master.copy_(file.get_tensor(f"{name}.{_MASTER}").to(master.device))
+                    if self._apart:
+                        with torch.no_grad():
+                            master.copy_(file.get_tensor(f"{name}.{_MASTER}").to(master.device))
                     self._optimiser.state[master] = {
                         "step": int(metadata[name]),
                         **{each: file.get_tensor(f"{name}.{each}").to(master.device) for each in _AVERAGES},
@@ -161,6 +192,11 @@ class Learner:
                 f"The training state in {folder} does not belong to this training ({why}).",
                 "Resume with the workers and the ZeRO stage it was saved with, or add --fresh to start over.",
             ) from error
+
+    @property
+    def _apart(self) -> bool:
+        """Whether the optimiser works on copies of the weights."""
+        return bool(self.engine.zero_optimization_stage() or self.engine.bfloat16_enabled())
 
     def _masters(self) -> dict[str, Any]:
         """What the optimiser works on: parameters, or with ZeRO this worker's flat share of them; by name."""

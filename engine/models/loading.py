@@ -51,7 +51,25 @@ def load_encoder(reference: str, dtype: str = "float32") -> "PreTrainedModel":
     return model.get_encoder() if config.is_encoder_decoder else model
 
 
-def _load(kind: Any, reference: str, dtype: str) -> Any:
+def load_scorer(reference: str, dtype: str = "float32", *, new_head: bool = False) -> "PreTrainedModel":
+    """A model that gives a text one number (`...ForSequenceClassification` of one output), in evaluation mode.
+
+    `new_head` puts one on any causal LM or encoder, drawn from torch's seed. Raises `SourceError`.
+    """
+    from transformers import AutoConfig, AutoModelForSequenceClassification
+
+    folder = resolve(reference)
+    with _named("model", reference):
+        config = AutoConfig.from_pretrained(folder, **_SAFE)
+    if not new_head and (config.num_labels != 1 or not str(config.architectures).endswith("SequenceClassification']")):
+        raise SourceError(
+            f"The model of {reference} gives a text no single score.",
+            "Give one that `headrace reward-model` published.",
+        )
+    return _load(AutoModelForSequenceClassification, reference, dtype, new_head=new_head)
+
+
+def _load(kind: Any, reference: str, dtype: str, *, new_head: bool = False) -> Any:
     import torch
 
     if dtype not in _DTYPES:
@@ -59,10 +77,18 @@ def _load(kind: Any, reference: str, dtype: str) -> Any:
     folder = resolve(reference)
     with _named("model", reference), quiet_loading():
         model, report = kind.from_pretrained(
-            folder, dtype=getattr(torch, dtype), use_safetensors=True, output_loading_info=True, **_SAFE
+            folder,
+            dtype=getattr(torch, dtype),
+            use_safetensors=True,
+            output_loading_info=True,
+            **({"num_labels": 1, "ignore_mismatched_sizes": True} if new_head else {}),
+            **_SAFE,
         )
     # What a checkpoint lacks is drawn at random. A pooler is the one part that nobody here reads.
-    missing = sorted(name for name in report["missing_keys"] if "pooler" not in name)
+    body = f"{model.base_model_prefix}."
+    missing = sorted(
+        name for name in report["missing_keys"] if "pooler" not in name and (name.startswith(body) or not new_head)
+    )
     if missing:
         raise SourceError(
             f"The model of {reference} lacks {len(missing)} of its weights, {missing[0]} among them.",

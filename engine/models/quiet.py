@@ -29,12 +29,16 @@ def quiet_loading() -> Iterator[None]:
             transformers_logging.enable_progress_bar()
 
 
-def save_model(model: Any, tokenizer: Any, folder: Path) -> None:
-    """Write a model and its tokenizer as a Hugging Face directory."""
+def save_model(model: Any, tokenizer: Any, folder: Path, weights: dict[str, Any] | None = None) -> None:
+    """Write a model and its tokenizer, None for none, as a Hugging Face directory.
+
+    `weights` stand in for the model's own.
+    """
     # Saving imports DeepSpeed, whose logger takes stdout for its own; that is where a job's result belongs.
     with quiet_loading(), redirect_stdout(io.StringIO()):
-        model.save_pretrained(folder)
-        tokenizer.save_pretrained(folder)
+        model.save_pretrained(folder, state_dict=weights)
+        if tokenizer is not None:
+            tokenizer.save_pretrained(folder)
 
 
 def _no_report(record: logging.LogRecord) -> bool:

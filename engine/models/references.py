@@ -88,6 +88,11 @@ def _find(reference: str) -> Path:
     folder = Path(os.path.expanduser(reference))
     if reference and os.path.isdir(folder):
         return folder.resolve()
+    if reference.lower().endswith(".gguf") and folder.is_file():
+        raise SourceError(
+            f"{reference} is a GGUF file, which is converted before it is used.",
+            f"Run: headrace models convert {reference} OUTPUT",
+        )
     if reference.startswith((".", "/", "~")) or not _HUB_NAME.fullmatch(reference):
         raise SourceError(f"There is no model at {reference or 'an empty name'}.", _KINDS)
     return _from_hub(reference)

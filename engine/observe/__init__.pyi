@@ -9,3 +9,5 @@ from .metrics import read_metrics as read_metrics
 from .progress import Progress as Progress
 from .report import Report as Report
 from .summary import closing as closing
+from .trajectory import TrajectoryRecorder as TrajectoryRecorder
+from .trajectory import read_trajectory as read_trajectory

@@ -4,6 +4,7 @@ Left out: the steps themselves (`engine.sieve.training.fine_tune`). Called by `e
 asks for more than one worker.
 """
 
+import tempfile
 from typing import Any
 
 import numpy as np
@@ -23,15 +24,16 @@ def fine_tune_on_many(labelled: Labelled, options: StudentOptions, seed: int) ->
     from ray.train.torch import TorchTrainer
 
     resources = {"CPU": options.cpus} | ({"GPU": options.gpus} if options.gpus else {})
-    trainer = TorchTrainer(
-        _work,
-        train_loop_config={"labelled": labelled, "options": options, "seed": seed},
-        scaling_config=ScalingConfig(
-            num_workers=options.workers, use_gpu=options.gpus > 0, resources_per_worker=resources
-        ),
-        run_config=RunConfig(failure_config=FailureConfig(max_failures=2)),
-    )
-    result = trainer.fit()
+    with tempfile.TemporaryDirectory(prefix="headrace-train-", ignore_cleanup_errors=True) as scratch:
+        trainer = TorchTrainer(
+            _work,
+            train_loop_config={"labelled": labelled, "options": options, "seed": seed},
+            scaling_config=ScalingConfig(
+                num_workers=options.workers, use_gpu=options.gpus > 0, resources_per_worker=resources
+            ),
+            run_config=RunConfig(storage_path=scratch, failure_config=FailureConfig(max_failures=2)),
+        )
+        result = trainer.fit()
     if result.error or result.return_value is None:
         why = str(result.error).strip().partition("\n")[0][:200]
         raise HeadraceError(f"The student's training workers failed ({why}).", "Set student.workers to 1 to see more.")

@@ -5,21 +5,12 @@ outlive a kill. Greedy, so asking again gives the same; what has no verdict is a
 Left out: where the process runs. Called by the budget ledger.
 """
 
-import os
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from engine.models import fingerprint, load_tokenizer, resolve
+from engine.models import fingerprint, load_tokenizer, resolve, start_vllm
 from engine.sieve.options import TeacherOptions
 from engine.sieve.teacher import PROMPT, Snippet, Verdict, fill, hash_of, parse_verdict
-
-_LONGEST = 4096
-"""Tokens of prompt and answer together; snippets are short, and the cache of the longest must fit in memory."""
-_CPU = {
-    "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
-    # The default pins every engine of a machine to the same cores.
-    "VLLM_CPU_OMP_THREADS_BIND": "nobind",
-}
 
 
 class WriterTeacher:
@@ -39,7 +30,7 @@ class WriterTeacher:
         told = (fingerprint(folder), self._prompt, criterion, options.max_tokens)
         self.fingerprint = hash_of("vllm", *told)
         self._tokenizer: Any = load_tokenizer(options.model)
-        self._engine, self._longest = _start(str(folder), options.at_once)
+        self._engine, self._longest = start_vllm(folder, at_once=options.at_once)
 
     def most_tokens(self, snippet: Snippet) -> tuple[int, int]:
         """The prompt's tokens exactly, and the longest answer."""
@@ -76,26 +67,3 @@ class WriterTeacher:
         turns = [{"role": "user", "content": text}]
         chat: list[int] = self._tokenizer.apply_chat_template(turns, add_generation_prompt=True, return_dict=False)
         return chat
-
-
-def _start(folder: str, at_once: int) -> tuple[Any, int]:
-    """A vLLM engine in this process, and the most tokens that a prompt and its answer may have together."""
-    import torch
-    from transformers import AutoConfig
-
-    config = AutoConfig.from_pretrained(folder, trust_remote_code=False, local_files_only=True).get_text_config()
-    longest = min(getattr(config, "max_position_embeddings", None) or _LONGEST, _LONGEST)
-    keys: dict[str, Any] = {"max_model_len": longest, "max_num_seqs": at_once, "seed": 0, "disable_log_stats": True}
-    os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
-    if not torch.cuda.is_available():
-        # Read when vLLM is imported. Without a size for the cache it wants nearly all of the machine's memory.
-        os.environ.update(_CPU)
-        # The cache is cut into blocks, some of which it keeps to itself.
-        heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
-        width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-        token_bytes = 2 * config.num_hidden_layers * heads * width * 4
-        room = token_bytes * (1024 + max(longest, at_once * 1024))
-        keys |= {"dtype": "float32", "enforce_eager": True, "kv_cache_memory_bytes": room}
-    from vllm import LLM
-
-    return LLM(model=folder, trust_remote_code=False, **keys), longest

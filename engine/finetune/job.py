@@ -1,0 +1,258 @@
+"""A fine-tuning job, from the recipe to the published model: tokenise, claim, train, publish, report.
+
+    rows --tokenise--> RUN/tokenise/NAME/dataset --Ray Train--> RUN/checkpoints --> RUN/model, report.html
+
+Both halves resume: the first shard by shard (`engine.corpus`), the second from its last checkpoint. A recipe or an
+input that has changed since is refused, and a second driver is turned away while the first one lives.
+
+Left out: what a worker does (`engine.finetune.work`) and the recipes' keys. Called by `jobs`.
+"""
+
+import hashlib
+import json
+import math
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+from upath import UPath
+
+from engine import artifacts
+from engine.artifacts import Dataset, Model, read_dataset
+from engine.cluster import session
+from engine.corpus import Stage, Transform, make_plan, run_transform
+from engine.corpus.ledger import Identity, Ledger
+from engine.corpus.transform import room
+from engine.errors import ArtifactError, Interrupted, Outdated, ResumeRefused, SourceError
+from engine.finetune.checkpoints import Checkpoints, State
+from engine.finetune.forecast import Memory, forecast
+from engine.finetune.loop import total_steps
+from engine.finetune.recipe import FineTuningRecipe
+from engine.finetune.report import write_report
+from engine.finetune.tokenise import SCHEMA, GivenAway, Tokenise, TokensRecipe, statistics, tokenizer_for
+from engine.finetune.work import Assignment, run_workers
+from engine.models import fingerprint, resolve, tokenizer_fingerprint
+from engine.observe import Stopwatch, configure_logging
+from engine.resources import Demand, capacity, preflight
+from engine.runs import Invocation, Outcome, Run, set_aside
+from engine.storage import writable
+
+
+@dataclass(frozen=True)
+class FineTuningJob:
+    """One kind of job: its name, what the bottleneck's remedies are, and what must not be trained on."""
+
+    name: str
+    hints: Mapping[str, str] = field(default_factory=dict)
+    given_away: GivenAway | None = None
+    next_command: Callable[[UPath], str] = lambda model: ""
+
+
+def run_fine_tuning(job: FineTuningJob, recipe: FineTuningRecipe, call: Invocation) -> Outcome:
+    """Carry out a fine-tuning job. Raises `HeadraceError`s only, save for bugs."""
+    return _Job(job, recipe, call).run()
+
+
+class _Job:
+    """One call of a job."""
+
+    def __init__(self, job: FineTuningJob, recipe: FineTuningRecipe, call: Invocation) -> None:
+        self.job, self.recipe, self.call = job, recipe, call
+        self.watch = Stopwatch()
+        self.home = Run(job.name, recipe)
+        self.output = writable(recipe.output) if recipe.output else self.home.path / "model"
+        with self.watch.phase("plan"):
+            plan = make_plan(recipe.source, artifacts.SCHEMAS[SCHEMA[recipe.format]])
+            self.inputs = {file.name: file.fingerprint for file in plan.files}
+            self.parents = plan.parents
+            self.tokenizer = tokenizer_for(recipe.model, recipe.format, recipe.tokens)
+            folder = resolve(recipe.model)
+            self.base = fingerprint(folder)
+            self.memory = self._memory(str(folder))
+        self.identity = Identity(
+            job=job.name,
+            recipe_fingerprint=recipe.fingerprint(),
+            inputs_fingerprint=_hash(plan.fingerprint(), self.base, tokenizer_fingerprint(folder)),
+            shards=0,
+        )
+
+    def run(self) -> Outcome:
+        """Do what is left to do; nothing, for a dry run."""
+        if self.call.dry_run:
+            return self._forecast()
+        ledger = Ledger(self.home.path)
+        if self.call.fresh:
+            ledger.check_free()
+            set_aside(self.home.path)
+            if self.recipe.output and _published(self.output):
+                set_aside(self.output)
+        if published := self._published_before():
+            return self._outcome(published, reused=True)
+        ledger = Ledger(self.home.path)
+        ledger.identify(self.identity, self.recipe.model_dump(mode="json"), {**self.inputs, "model": self.base})
+        with ledger.claimed(), self._interruptible():
+            self.home.open()
+            configure_logging(self.home.path)
+            with session(self.call.address) as ray_session:
+                dataset = self._tokenise()
+                preflight(self._demands(), capacity(ray_session))
+                with self.watch.phase("train"):
+                    run_workers(self._assignment(dataset), self.recipe.stall_seconds)
+            return self._outcome(artifacts.read_model(self.output), reused=False)
+
+    def _tokenise(self) -> Dataset:
+        """The dataset of tokens, made or found. Raises `SourceError` where nothing is left to train on."""
+        with self.watch.phase("tokenise"):
+            outcome = run_transform(self._transform(), self._tokens_recipe(), Invocation(self.call.command))
+            dataset = read_dataset(outcome.output)
+        counts = dataset.manifest.counts
+        dropped = {name: count for name, count in counts.items() if count and name != "read"}
+        held = dataset.manifest.statistics.get("held_out", 0)
+        if dataset.rows == held:
+            why = ", ".join(f"{name} {count:,}" for name, count in dropped.items())
+            why = why or f"all {held:,} examples are held out"
+            raise SourceError(
+                f"Nothing is left to train on of {counts['read']:,} rows ({why}).",
+                "Raise tokens.window, lower tokens.held_out, or look at RUN/tokenise/*/quarantine.",
+            )
+        if self.recipe.tokens.held_out and not held:
+            raise SourceError(
+                f"None of {dataset.rows:,} examples is held out.", "Give more rows, or raise tokens.held_out."
+            )
+        return dataset
+
+    def _transform(self) -> Transform:
+        arguments: dict[str, Any] = {"recipe": self._tokens_recipe(), "given_away": self.job.given_away}
+        return Transform(
+            job="tokenise",
+            reads=SCHEMA[self.recipe.format],
+            writes="tokens",
+            content="ids",
+            stages=lambda cores: [Stage("tokenise", Tokenise, arguments, actors=cores)],
+            statistics=statistics,
+            uses={"tokenizer": tokenizer_fingerprint(resolve(self.recipe.model, weights=False))},
+        )
+
+    def _tokens_recipe(self) -> TokensRecipe:
+        recipe, training = self.recipe, self.recipe.training
+        copies = math.ceil(training.epochs) if recipe.tokens.bpe_dropout else 1
+        shared = {
+            name: getattr(recipe, name) for name in TokensRecipe.model_fields if name in type(recipe).model_fields
+        }
+        return TokensRecipe(**{**shared, "runs": str(self.home.path), "output": None, "copies": copies})
+
+    def _assignment(self, dataset: Dataset) -> Assignment:
+        return Assignment(
+            job=self.job.name,
+            recipe=self.recipe,
+            tokens=str(dataset.path),
+            home=str(self.home.path),
+            output=str(self.output),
+            inputs_fingerprint=self.identity.inputs_fingerprint,
+            parents=(*self.parents, artifacts.Parent(uri=str(dataset.path), fingerprint=dataset.fingerprint)),
+            base_fingerprint=self.base,
+        )
+
+    def _memory(self, folder: str) -> Memory:
+        from transformers import AutoConfig
+
+        recipe = self.recipe
+        config = AutoConfig.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
+        scorer = recipe.format in ("pairs", "labels")
+        return forecast(
+            config, recipe.training, recipe.parallel, recipe.lora, window=recipe.tokens.window, scorer=scorer
+        )
+
+    def _demands(self) -> list[Demand]:
+        parallel = self.recipe.parallel
+        # What a GPU holds is not taken from main memory, and how much it has Ray cannot say.
+        memory = 0 if parallel.gpus else self.memory.total
+        return [Demand("training workers", parallel.workers, parallel.cpus, parallel.gpus, memory, "parallel.workers")]
+
+    def _forecast(self) -> Outcome:
+        recipe = self.recipe
+        published = None if self.call.fresh else self._published_before()
+        tokens = run_transform(
+            self._transform(), self._tokens_recipe(), Invocation(self.call.command, self.call.address, dry_run=True)
+        )
+        preflight(self._demands(), room(self.call.address))
+        facts = dict(tokens.facts)
+        facts.pop("output")
+        known = read_dataset(tokens.output) if tokens.reused else None
+        if known:
+            rows = (known.rows - known.manifest.statistics["held_out"]) // self._tokens_recipe().copies
+            facts["steps"] = f"{total_steps(recipe.training, rows):,} of {recipe.training.examples} examples"
+        else:
+            facts["steps"] = f"{recipe.training.steps or 'known once rows are tokenised'}"
+        facts |= {
+            "parameters": f"{self.memory.parameters:,}, trained {self.memory.trained:,}",
+            "training": "; ".join(str(each) for each in self._demands()),
+            "memory of a training worker": str(self.memory),
+            "output": f"a model at {self.output}" + (" (published already)" if published else ""),
+        }
+        return Outcome(self.job.name, self.output, facts, published=False, reused=published is not None)
+
+    def _published_before(self) -> Model | None:
+        """The model at the output if it is what this run would make. Raises `ResumeRefused` if it is another."""
+        if not _published(self.output):
+            return None
+        model = artifacts.read_model(self.output)
+        found = model.manifest
+        if found.job != self.identity.job:
+            raise ResumeRefused(
+                f"{self.output} was published by another job, {found.job}.", "Choose another output=... or name=..."
+            )
+        for what, ours, theirs in (
+            ("recipe", self.identity.recipe_fingerprint, found.recipe_fingerprint),
+            ("input", self.identity.inputs_fingerprint, found.inputs_fingerprint),
+        ):
+            if ours != theirs:
+                raise Outdated(
+                    f"{self.output} was published from another {what}.",
+                    "Choose another name=... (or output=...), or add --fresh to set it aside and start over.",
+                )
+        return model
+
+    @contextmanager
+    def _interruptible(self) -> Iterator[None]:
+        try:
+            yield
+        except KeyboardInterrupt:
+            state = Checkpoints(self.home.path).latest()
+            kept = f"the checkpoint of step {state.steps:,} is kept" if state else "no checkpoint was due yet"
+            raise Interrupted(f"Interrupted; {kept}.", f"Resume with: {self.call.command}") from None
+
+    def _outcome(self, model: Model, *, reused: bool) -> Outcome:
+        state = Checkpoints(self.home.path).latest() or State()
+        facts = {
+            "steps": f"{state.steps:,} ({state.ended})",
+            "tokens": f"{state.tokens:,}, {state.tokens / max(state.seconds, 1e-9):,.0f}/s",
+            **{name: f"{value:.4f}" for name, value in sorted(model.manifest.metrics.items())},
+        }
+        report = self.home.path / "report.html"
+        if not (reused and report.exists()):
+            with self.watch.phase("report"):
+                dataset = read_dataset(Run("tokenise", self._tokens_recipe()).path / "dataset")
+                write_report(report, self.job, self.recipe, model, dataset, state, self.memory, self.watch.shares())
+        return Outcome(
+            self.job.name,
+            model.path,
+            facts,
+            () if reused else self.watch.shares(),
+            self.job.hints,
+            report,
+            reused=reused,
+            next_command=self.job.next_command(model.path),
+        )
+
+
+def _published(output: UPath) -> bool:
+    try:
+        return artifacts.is_model(output)
+    except ArtifactError:  # an upload that was cut off: publishing takes it over
+        return False
+
+
+def _hash(*parts: str) -> str:
+    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:16]

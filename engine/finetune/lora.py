@@ -1,0 +1,54 @@
+"""LoRA (arXiv 2106.09685) through PEFT: an adapter around a model, saved alone, merged when the model is published.
+
+Left out: training it (`engine.finetune.learner` trains whatever has gradients). Called by the tasks.
+"""
+
+from pathlib import Path
+from typing import Any
+
+from engine.errors import RecipeError
+from engine.finetune.options import LoraOptions
+
+
+def with_adapter(
+    model: Any, options: LoraOptions, *, new_tokens: list[int], head: list[str], saved: Path | None
+) -> Any:
+    """The model with an adapter, a new one (from torch's seed) or the one saved; all else is frozen.
+
+    `new_tokens` are rows of the embedding that nobody has trained yet: they are trained whole. So are the modules named
+    in `head`. Raises `RecipeError` for `targets` that the model has not.
+    """
+    from peft import LoraConfig, PeftModel, get_peft_model
+
+    if saved:
+        return PeftModel.from_pretrained(model, saved, is_trainable=True)
+    embedding = next(name for name, each in model.named_modules() if each is model.get_input_embeddings())
+    config = LoraConfig(
+        r=options.rank,
+        lora_alpha=options.alpha,
+        lora_dropout=options.dropout,
+        target_modules=options.targets,
+        exclude_modules=head or None,
+        modules_to_save=head or None,
+        trainable_token_indices={embedding.rpartition(".")[2]: new_tokens} if new_tokens else None,
+    )
+    try:
+        return get_peft_model(model, config)
+    except ValueError as error:
+        linear = sorted(
+            {name.rpartition(".")[2] for name, each in model.named_modules() if hasattr(each, "in_features")}
+        )
+        raise RecipeError(
+            f"lora.targets does not fit the model ({str(error).partition(chr(10))[0][:150].rstrip('.')}).",
+            f"Name some of: {', '.join(linear)}.",
+        ) from None
+
+
+def save_adapter(model: Any, weights: dict[str, Any], folder: Path) -> None:
+    """Write the adapter alone."""
+    model.save_pretrained(folder, state_dict=weights, safe_serialization=True, save_embedding_layers=False)
+
+
+def merged(model: Any) -> Any:
+    """The model with the adapter's difference added to its own weights, nothing of PEFT left."""
+    return model.merge_and_unload()

@@ -1,0 +1,128 @@
+"""Supervised fine-tuning as a task of the loop: next-token loss on packed rows of token examples.
+
+Left out: how rows became tokens (`engine.finetune.tokenise`). Called by `engine.finetune.job`.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from engine.finetune.batches import Row, make_row, next_token_losses
+from engine.finetune.learner import Learner
+from engine.finetune.loop import LOSS, Portion
+from engine.finetune.lora import merged, save_adapter, with_adapter
+from engine.finetune.options import LoraOptions
+from engine.finetune.order import Indices
+from engine.finetune.packing import pack, share
+from engine.finetune.store import TokenStore
+from engine.models import load_causal_lm, save_model
+
+if TYPE_CHECKING:
+    import torch
+    from transformers import PreTrainedTokenizerBase
+
+_PAD_TO = 16
+"""An embedding grows to a multiple of this."""
+
+
+class FineTuning:
+    """Trains a causal LM on the examples of a store; `capacity` are the tokens of a micro-batch."""
+
+    def __init__(
+        self,
+        store: TokenStore,
+        model: str,
+        tokenizer: "PreTrainedTokenizerBase",
+        capacity: int,
+        *,
+        dtype: str = "float32",
+        lora: LoraOptions | None = None,
+        recompute: bool = False,
+    ) -> None:
+        self.examples = len(store.train)
+        self._store, self._model, self._tokenizer, self._capacity = store, model, tokenizer, capacity
+        self._dtype, self._lora, self._recompute = dtype, lora, recompute
+
+    def portion(self, indices: Indices, epochs: Indices, rank: int, workers: int) -> Portion:
+        """See `Task`."""
+        train = self._store.train
+        return self._portion([int(each) for each in train[indices, epochs % train.shape[1]]], rank, workers)
+
+    def row_loss(self, model: Any, row: Row) -> "torch.Tensor":
+        """See `Task`."""
+        return next_token_losses(model, row).sum()
+
+    def measure(self, learner: Learner) -> dict[str, float]:
+        """See `Task`: nats per token with loss."""
+        import torch
+
+        numbers = [int(each) for each in self._store.held_out[:, 0]]
+        if not numbers:
+            return {}
+        portion = self._portion(numbers, torch.distributed.get_rank(), learner.workers)
+        return {LOSS: learner.mean_loss(portion.rows, portion.weight, self.row_loss)}
+
+    def load(self, weights: Path | None) -> Any:
+        """See `Task`."""
+        if weights and not self._lora:
+            model = load_causal_lm(str(weights), self._dtype)
+        else:
+            model = load_causal_lm(self._model, self._dtype)
+            new = grow(model, self._tokenizer)
+            if self._lora:
+                model = with_adapter(model, self._lora, new_tokens=new, head=[], saved=weights)
+        if self._recompute:
+            model.gradient_checkpointing_enable({"use_reentrant": False})
+            model.enable_input_require_grads()
+        return model
+
+    def save(self, model: Any, weights: dict[str, Any], folder: Path) -> None:
+        """See `Task`."""
+        if self._lora:
+            save_adapter(model, weights, folder)
+        else:
+            save_model(model, self._tokenizer, folder, weights)
+
+    def export(self, weights: Path, folder: Path) -> None:
+        """Write saved weights as an ordinary Hugging Face directory, an adapter merged."""
+        model = self.load(weights)
+        save_model(merged(model) if self._lora else model, self._tokenizer, folder)
+
+    def _portion(self, numbers: list[int], rank: int, workers: int) -> Portion:
+        store = self._store
+        lengths = [store.length(number) for number in numbers]
+        rows = share(pack(lengths, self._capacity), workers)[rank]
+        weight = int(store.loss_tokens[numbers].sum())
+        # Made one at a time as the learner comes to them.
+        made = _Lazily(store, [[numbers[at] for at in row] for row in rows])
+        return Portion(made, weight, sum(lengths))
+
+
+class _Lazily(Sequence[Row]):
+    """Rows that are made when they are asked for: a step may be many of them."""
+
+    def __init__(self, store: TokenStore, rows: list[list[int]]) -> None:
+        self._store, self._rows = store, rows
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def __getitem__(self, at: Any) -> Any:
+        return make_row([self._store[number] for number in self._rows[at]])
+
+
+def grow(model: Any, tokenizer: "PreTrainedTokenizerBase") -> list[int]:
+    """Give every token of the tokenizer a row of the embedding; the tokens that are new.
+
+    A new token starts as the mean of the others, so that the same model comes out each time.
+    """
+    import torch
+
+    rows = model.get_input_embeddings().num_embeddings
+    if len(tokenizer) <= rows:
+        return []
+    model.resize_token_embeddings(len(tokenizer), pad_to_multiple_of=_PAD_TO, mean_resizing=False)
+    with torch.no_grad():
+        for each in {id(each): each for each in (model.get_input_embeddings(), model.get_output_embeddings())}.values():
+            each.weight[rows:] = each.weight[:rows].float().mean(0).to(each.weight.dtype)
+    return list(range(rows, len(tokenizer)))

@@ -1,0 +1,122 @@
+"""A dataset of tokens as arrays on this machine's disk, mapped into memory: any example in no time, by its number.
+
+Parquet cannot be addressed by row, so each machine that trains unpacks the published parts once, into the cache, under
+the dataset's fingerprint. Workers of one machine share the pages. Left out: which example comes when
+(`engine.finetune.order`). Called by the loop's tasks.
+"""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from engine.artifacts import Dataset, build_once, cache_folder
+from engine.finetune.formats import Example
+
+Ints = npt.NDArray[np.int64]
+_ARRAYS = ("ids", "ends", "loss", "loss_ends", "loss_tokens", "labels", "train", "held_out")
+
+
+class TokenStore:
+    """The examples of a tokens dataset by number.
+
+    `train` are the numbers of what is learnt from, (rows, copies), and `held_out` of what is not, (rows, copies there);
+    a row has as many copies as every other of its side.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        arrays: dict[str, Any] = {name: np.load(folder / f"{name}.npy", mmap_mode="r") for name in _ARRAYS}
+        self._ids, self._ends, self._loss, self._loss_ends = (arrays[name] for name in _ARRAYS[:4])
+        self.loss_tokens: Ints = arrays["loss_tokens"]
+        """Tokens with loss of each example, (n,)."""
+        self.labels: npt.NDArray[np.float32] = arrays["labels"]
+        """Label of each example, nan where there is none, (n,)."""
+        self.train: Ints = arrays["train"]
+        self.held_out: Ints = arrays["held_out"]
+
+    @classmethod
+    def of(cls, dataset: Dataset) -> "TokenStore":
+        """The store of a published dataset, unpacked the first time."""
+
+        def build(folder: Path) -> None:
+            _build(dataset, folder)
+
+        return cls(build_once(cache_folder() / "tokens" / dataset.fingerprint, build))
+
+    def length(self, number: int) -> int:
+        """Tokens of an example."""
+        return int(self._ends[number] - (self._ends[number - 1] if number else 0))
+
+    def __getitem__(self, number: int) -> Example:
+        start = int(self._ends[number - 1]) if number else 0
+        first = int(self._loss_ends[number - 1]) if number else 0
+        edges = self._loss[first : self._loss_ends[number]].tolist()
+        ids = self._ids[start : self._ends[number]].tolist()
+        return Example(ids, list(zip(edges[::2], edges[1::2], strict=True)))
+
+
+def _build(dataset: Dataset, folder: Path) -> None:
+    ends, loss_ends, loss, loss_tokens, labels, copies, held = ([] for _ in range(7))
+    at = at_loss = 0
+    # Token by token this is as large as the corpus, so it is written as it is read; the rest is small.
+    with (folder / "ids.raw").open("wb") as raw:
+        for batch in _batches(dataset):
+            ids, ranges = batch["ids"], batch["loss"]
+            values = ids.flatten().to_numpy().astype(np.int32)
+            raw.write(values.tobytes())
+            ends.append(at + np.cumsum(ids.value_lengths().to_numpy(), dtype=np.int64))
+            loss_ends.append(at_loss + np.cumsum(ranges.value_lengths().to_numpy(), dtype=np.int64))
+            edges = ranges.flatten().to_numpy().astype(np.int64)
+            loss.append(edges)
+            loss_tokens.append(_counted(edges, ranges.value_lengths().to_numpy()))
+            labels.append(batch["label"].to_numpy(zero_copy_only=False).astype(np.float32))
+            copies.append(batch["copy"].to_numpy().astype(np.int64))
+            held.append(batch["held_out"].to_numpy(zero_copy_only=False).astype(bool))
+            at, at_loss = at + len(values), at_loss + len(edges)
+    ids_all: Any = np.lib.format.open_memmap(folder / "ids.npy", "w+", np.int32, (at,))  # type: ignore[no-untyped-call]
+    if at:
+        ids_all[:] = np.memmap(folder / "ids.raw", np.int32, "r")
+        ids_all.flush()
+    (folder / "ids.raw").unlink()
+    copy, out = _joined(copies, np.int64), _joined(held, bool)
+    arrays = {
+        "ends": _joined(ends, np.int64),
+        "loss": _joined(loss, np.int64),
+        "loss_ends": _joined(loss_ends, np.int64),
+        "loss_tokens": _joined(loss_tokens, np.int64),
+        "labels": _joined(labels, np.float32),
+        "train": _rows(np.flatnonzero(~out), copy),
+        "held_out": _rows(np.flatnonzero(out), copy),
+    }
+    for name, array in arrays.items():
+        np.save(folder / f"{name}.npy", array)
+
+
+def _batches(dataset: Dataset) -> Iterator[pa.RecordBatch]:
+    for part in dataset.parts:
+        with (dataset.path / part.file).open("rb") as file:
+            yield from pq.ParquetFile(file).iter_batches(columns=["ids", "loss", "label", "copy", "held_out"])
+
+
+def _counted(edges: Ints, lengths: Ints) -> Ints:
+    """Tokens with loss of each example, from its ranges; the first token is never predicted."""
+    starts, stops = np.maximum(edges[::2], 1), edges[1::2]
+    totals = np.concatenate([[0], np.cumsum(np.maximum(stops - starts, 0))])
+    last = np.cumsum(lengths // 2)
+    return np.asarray(totals[last] - totals[last - lengths // 2], np.int64)
+
+
+def _rows(numbers: Ints, copy: Ints) -> Ints:
+    """Numbers of examples by row and copy: the copies of a row follow one another from 0."""
+    if not len(numbers):
+        return np.empty((0, 1), np.int64)
+    most = int(copy[numbers].max()) + 1
+    return numbers.reshape(-1, most)
+
+
+def _joined(parts: list[Any], kind: Any) -> Any:
+    return np.concatenate(parts) if parts else np.empty(0, kind)

@@ -1,0 +1,230 @@
+"""Training workers on Ray Train: started, watched from the driver, and what each of them does.
+
+A worker that dies takes the others down; Ray Train starts all of them anew, and they go on from the last checkpoint.
+What the user has to mend comes back as a value, since starting anew would not help. The driver draws the progress from
+the run's metrics and ends the wait when none come any more.
+
+Left out: the loop (`engine.finetune.loop`). Called by `engine.finetune.job`.
+"""
+
+import contextlib
+import logging
+import os
+import shutil
+import tempfile
+import threading
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from upath import UPath
+
+from engine import errors
+from engine.artifacts import Parent, publish_model, read_dataset
+from engine.errors import DeadlineExceeded, HeadraceError
+from engine.finetune.checkpoints import Checkpoints, State
+from engine.finetune.loop import LOSS, Plan, total_steps, train
+from engine.finetune.options import ParallelOptions
+from engine.finetune.recipe import FineTuningRecipe
+from engine.finetune.reward import RewardTraining
+from engine.finetune.sft import FineTuning
+from engine.finetune.store import TokenStore
+from engine.finetune.tokenise import tokenizer_for
+from engine.observe import Progress, get_logger, read_metrics
+from engine.storage import is_local, storage_errors
+
+_log = get_logger("finetune")
+_POLL_SECONDS = 0.5
+
+
+@dataclass(frozen=True)
+class Assignment:
+    """All that a worker has to know; places as text, since it may be on another machine."""
+
+    job: str
+    recipe: FineTuningRecipe
+    tokens: str
+    home: str
+    output: str
+    inputs_fingerprint: str
+    parents: tuple[Parent, ...]
+    base_fingerprint: str
+
+
+def run_workers(assignment: Assignment, stall_seconds: float) -> None:
+    """Train with Ray up until the model is published. Raises `HeadraceError`s, also what a worker raised."""
+    from ray.train import FailureConfig, RunConfig, ScalingConfig
+    from ray.train.torch import TorchConfig, TorchTrainer
+
+    recipe = assignment.recipe
+    # Otherwise each worker works in a directory of Ray Train's, where relative paths mean something else.
+    os.environ["RAY_CHDIR_TO_TRIAL_DIR"] = "0"
+    logging.getLogger("ray.train").setLevel(logging.ERROR)
+    with tempfile.TemporaryDirectory(prefix="headrace-train-", ignore_cleanup_errors=True) as scratch:
+        trainer = TorchTrainer(
+            _work,
+            train_loop_config={"assignment": assignment},
+            scaling_config=_scaling(ScalingConfig, recipe.parallel),
+            torch_config=TorchConfig(
+                backend="nccl" if recipe.parallel.gpus else "gloo", timeout_s=int(max(stall_seconds, 1))
+            ),
+            run_config=RunConfig(
+                name=assignment.job,
+                storage_path=scratch,
+                failure_config=FailureConfig(max_failures=recipe.training.restarts),
+            ),
+        )
+        error = _watched(trainer, UPath(assignment.home), stall_seconds, recipe)
+    if error:
+        raise _named(error)
+
+
+def _scaling(kind: Any, parallel: ParallelOptions) -> Any:
+    resources = {"CPU": parallel.cpus} | ({"GPU": parallel.gpus} if parallel.gpus else {})
+    return kind(num_workers=parallel.workers, use_gpu=parallel.gpus > 0, resources_per_worker=resources)
+
+
+def _watched(trainer: Any, home: UPath, stall_seconds: float, recipe: FineTuningRecipe) -> dict[str, str] | None:
+    """Wait for the training and show how far it is; what a worker had to say if it could not go on."""
+    result: dict[str, Any] = {}
+
+    def fit() -> None:
+        try:
+            result["value"] = trainer.fit().return_value
+        # Whatever it is, it is looked at in the main thread.
+        except BaseException as error:  # noqa: BLE001
+            result["error"] = error
+
+    # Apart from the main thread, so that Ctrl-C means what it means everywhere, and a wait can end.
+    thread = threading.Thread(target=fit, name="ray-train", daemon=True)
+    thread.start()
+    done = _steps(home)
+    with Progress("train", None, "steps", done=done) as progress:
+        moved = time.monotonic()
+        while thread.is_alive():
+            thread.join(_POLL_SECONDS)
+            lines = read_metrics(home)
+            now = _last(lines)
+            if now.get("step", 0) > done:
+                progress.advance(now["step"] - done, **_shown(lines))
+                done, moved = now["step"], time.monotonic()
+            if time.monotonic() - moved > stall_seconds:
+                raise DeadlineExceeded(
+                    f"Training workers have not finished a step for {stall_seconds:g} s after step {done:,}.",
+                    "Look at their logs, or raise stall_seconds if a step may take that long; rerunning resumes.",
+                )
+        progress.advance(max(_steps(home) - done, 0), **_shown(read_metrics(home)))
+    if "error" in result:
+        return _died(result["error"], home, recipe)
+    value: dict[str, str] | None = result["value"]
+    return value
+
+
+def _died(error: BaseException, home: UPath, recipe: FineTuningRecipe) -> dict[str, str]:
+    """What is told of workers that died more often than is allowed; raises what is none of that."""
+    if not isinstance(error, Exception):
+        raise error
+    state = Checkpoints(home).latest()
+    at = f"the checkpoint of step {state.steps:,} is kept" if state else "no checkpoint was due yet"
+    why = " ".join(str(error).split())[:300].rstrip(".")
+    return {
+        "kind": "HeadraceError",
+        "problem": f"Training workers died {recipe.training.restarts + 1} times, and {at} ({why}).",
+        "remedy": "If memory ran out, lower parallel.tokens_per_device; the same command goes on from there.",
+    }
+
+
+def _work(config: dict[str, Any]) -> dict[str, str] | None:
+    """A worker, from start to end; what the user has to mend, if there is such a thing."""
+    try:
+        _train(config["assignment"])
+    except HeadraceError as error:
+        return {"kind": type(error).__name__, "problem": error.problem, "remedy": error.remedy}
+    return None
+
+
+def _train(assignment: Assignment) -> None:
+    import torch
+
+    recipe, home = assignment.recipe, UPath(assignment.home)
+    torch.set_num_threads(max(1, int(recipe.parallel.cpus)))
+    store = TokenStore.of(read_dataset(UPath(assignment.tokens)))
+    tokenizer = tokenizer_for(recipe.model, recipe.format, recipe.tokens)
+    capacity, dtype = recipe.parallel.tokens_per_device, recipe.training.dtype
+    task: FineTuning | RewardTraining
+    if recipe.format in ("pairs", "labels"):
+        pairs = recipe.format == "pairs"
+        task = RewardTraining(store, recipe.model, tokenizer, capacity, pairs=pairs, dtype=dtype, lora=recipe.lora)
+    else:
+        recompute = recipe.parallel.recompute
+        task = FineTuning(store, recipe.model, tokenizer, capacity, dtype=dtype, lora=recipe.lora, recompute=recompute)
+    steps = total_steps(recipe.training, task.examples)
+    plan = Plan(recipe.seed, steps, recipe.training, recipe.optimiser, recipe.parallel)
+    state = train(task, plan, home)
+    if torch.distributed.get_rank() == 0:
+        _publish(assignment, task, state)
+
+
+def _publish(assignment: Assignment, task: FineTuning | RewardTraining, state: State) -> None:
+    """Publish the best weights there are."""
+    recipe, home, output = assignment.recipe, UPath(assignment.home), UPath(assignment.output)
+    best = state.best or state.steps
+    checkpoints = Checkpoints(home)
+    with checkpoints.opened(best) as folder, _staging(output) as staging:
+        task.export(checkpoints.weights_of(folder), staging)
+        measured = {each.step: each.values for each in state.measured}
+        publish_model(
+            staging,
+            output,
+            job=assignment.job,
+            recipe=recipe.model_dump(mode="json"),
+            recipe_fingerprint=recipe.fingerprint(),
+            inputs_fingerprint=assignment.inputs_fingerprint,
+            seed=recipe.seed,
+            parents=assignment.parents,
+            models={"base": assignment.base_fingerprint},
+            counts={"steps": best, "examples": best * recipe.training.examples, "tokens": state.tokens},
+            metrics={f"held-out {name}": value for name, value in measured.get(best, {}).items()},
+        )
+
+
+@contextlib.contextmanager
+def _staging(output: UPath) -> Iterator[Path]:
+    """An empty directory to write a model in: beside its place if that is on this machine."""
+    if not is_local(output):
+        with tempfile.TemporaryDirectory() as elsewhere:
+            yield Path(elsewhere)
+        return
+    folder = Path(f"{output}.partial")
+    with storage_errors(output):
+        shutil.rmtree(folder, ignore_errors=True)  # what a kill left
+        folder.mkdir(parents=True)
+        try:
+            yield folder
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def _named(said: dict[str, str]) -> HeadraceError:
+    kind: type[HeadraceError] = getattr(errors, said["kind"])
+    return kind(said["problem"], said["remedy"])
+
+
+def _steps(home: UPath) -> int:
+    return int(_last(read_metrics(home)).get("step", 0))
+
+
+def _last(lines: list[dict[str, Any]]) -> dict[str, Any]:
+    return lines[-1] if lines else {}
+
+
+def _shown(lines: list[dict[str, Any]]) -> dict[str, str]:
+    """The newest numbers, for the progress bar."""
+    shown = {}
+    for name in (LOSS, f"held_out/{LOSS}"):
+        value = next((line[name] for line in reversed(lines) if line.get(name) is not None), None)
+        if value is not None:
+            shown[name.replace("_", "-").replace("/", " ")] = f"{value:.4f}"
+    return shown
