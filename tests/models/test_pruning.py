@@ -155,7 +155,7 @@ def test_the_stored_type_stays(tmp_path):
 
 @pytest.mark.parametrize("family", ["a scale by number", "experts in every second layer"])
 def test_a_layer_that_is_another_one_in_another_place_is_refused(tmp_path, family):
-    """What no weight and no list in the configuration holds: attention scaled by a layer's number, kinds by counting."""
+    """No weight and no list in the configuration holds it: attention scaled by a layer's number, kinds by counting."""
     config = CONFIGS["gpt2"]()
     config.scale_attn_by_inverse_layer_idx = True
     if family != "a scale by number":

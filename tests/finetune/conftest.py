@@ -1,0 +1,92 @@
+"""A small model with a real tokenizer, and rows to train it on."""
+
+from types import SimpleNamespace
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from engine.config import build_recipe
+from engine.lintseq import sample_edit_sequence
+from engine.models import load_tokenizer, save_model
+from engine.runs import Invocation
+from jobs.registry import load_job
+
+
+@pytest.fixture(scope="session")
+def small(tmp_path_factory):
+    """A directory with a Llama of a few thousand parameters beside its embedding, and SmolLM2's tokenizer."""
+    import torch
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    folder = tmp_path_factory.mktemp("small")
+    tokenizer = load_tokenizer("pkg:smollm2-135m")
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=49152, hidden_size=16, intermediate_size=32, num_hidden_layers=2, num_attention_heads=2,
+        max_position_embeddings=512, tie_word_embeddings=True, pad_token_id=tokenizer.pad_token_id,
+        bos_token_id=tokenizer.bos_token_id, eos_token_id=tokenizer.eos_token_id,
+    )  # fmt: skip
+    save_model(LlamaForCausalLM(config), tokenizer, folder)
+    return folder
+
+
+def programs(count):
+    return [
+        {"instruction": f"Add {at}.", "program": f"def add_{at}(x):\n    y = x + {at}\n    return y\n"}
+        for at in range(count)
+    ]
+
+
+ROWS = {
+    "programs": lambda at, row: row,
+    "edits": lambda at, row: row | {"edits": sample_edit_sequence(row["program"], seed=at), "seed": at, "path": 0},
+    "chat": lambda at, row: {
+        "messages": [
+            {"role": "user", "content": row["instruction"]},
+            {"role": "assistant", "content": row["program"]},
+        ]
+    },
+    "responses": lambda at, row: {"prompt": row["instruction"], "response": row["program"]},
+    "text": lambda at, row: {"text": row["program"] * 5},
+    "pairs": lambda at, row: {"prompt": row["instruction"], "chosen": "good good", "rejected": "bad"},
+    "labels": lambda at, row: {"text": "good" if at % 2 else "bad", "label": at % 2},
+}
+
+
+@pytest.fixture
+def workshop(tmp_path, small):
+    """Writes rows and runs jobs on them: `workshop.rows(format)`, `workshop.run(job, format, **keys)`."""
+
+    def rows(format, count=60, change=None):
+        made = [ROWS[format](at, row) for at, row in enumerate(programs(count))]
+        made = [change(at, row) for at, row in enumerate(made)] if change else made
+        path = tmp_path / f"{format}.parquet"
+        pq.write_table(pa.Table.from_pylist(made), path)
+        return path
+
+    def recipe(job, format, **keys):
+        path = tmp_path / f"{format}.parquet"
+        if not path.exists():
+            rows(format)
+        data = {
+            "name": format,
+            "runs": str(tmp_path / "runs"),
+            "model": str(small),
+            "source": {"paths": [str(path)], "roots": [str(tmp_path)]},
+            "format": format,
+            "tokens": {"window": 128, "held_out": 0.2},
+            "training": {"steps": 6, "examples": 8, "measure_every": 3},
+            "optimiser": {"learning_rate": 1e-2},
+            "parallel": {"tokens_per_device": 256, "cpus": 0.5},
+            "workers": 1,
+        }
+        for key, value in keys.items():
+            data[key] = {**data[key], **value} if isinstance(data.get(key), dict) else value
+        return build_recipe(load_job(job).RECIPE, data)
+
+    def run(job, format, *, dry_run=False, fresh=False, **keys):
+        call = Invocation("headrace x", dry_run=dry_run, fresh=fresh)
+        return load_job(job).run(recipe(job, format, **keys), call)
+
+    return SimpleNamespace(path=tmp_path, rows=rows, recipe=recipe, run=run, model=small)
