@@ -45,12 +45,15 @@ RECIPE = EvaluateRecipe
 def run(recipe: EvaluateRecipe, call: Invocation) -> Outcome:
     """Write questions, answer, check, measure, publish."""
     from engine.corpus import Transform, run_transform
+    from engine.corpus.transform import room
     from engine.evaluation import Judging, conclude, narrate, prepare, read_results, statistics
     from engine.observe import get_logger
+    from engine.resources import preflight
     from engine.sieve import check_key
 
     if recipe.judge and recipe.teacher:
         check_key(recipe.teacher)
+        preflight(_demands(recipe.teacher), room(call.address, recipe.workers))
     home = Run("evaluate", recipe).path
     planned = prepare(recipe)
     judging = None
@@ -83,6 +86,15 @@ def run(recipe: EvaluateRecipe, call: Invocation) -> Outcome:
     results = read_results(home)
     facts = {**outcome.facts, **(results.headline() if results else {})}
     return replace(outcome, facts=facts, next_command=f"open {outcome.report}" if outcome.report else "")
+
+
+def _demands(teacher: TeacherOptions) -> list[Any]:
+    """What has to be schedulable for a judge that holds a model."""
+    from engine.resources import Demand
+
+    if teacher.kind == "endpoint":
+        return []
+    return [Demand("teachers", teacher.actors, cpus=teacher.cpus, gpus=teacher.gpus, key="teacher.actors")]
 
 
 @contextmanager

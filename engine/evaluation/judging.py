@@ -17,6 +17,7 @@ import numpy as np
 
 from engine.config import Section
 from engine.evaluation.measures import Measured, mean
+from engine.evaluation.questions import CLEAN, seed_of
 from engine.evaluation.reward import RewardModel
 from engine.observe import Progress
 
@@ -112,13 +113,14 @@ def pairs_of(
 ) -> tuple[list[Pair], int]:
     """Clean answers beside those of the same name elsewhere, at most `limit`, and how many had no counterpart.
 
-    Without `theirs` they stand beside the reference of their own row. Names come in order, so the first so many.
+    Without `theirs` they stand beside the reference of their own row. Which ones are taken depends on their names
+    alone, as if drawn, so it is the same ones for every model.
     """
     others = {row["id"]: row for row in theirs or ()}
     found: list[Pair] = []
     unmatched = 0
-    for row in ours:
-        if row["text"] is None or row["variant"] != "clean":
+    for row in sorted(ours, key=lambda row: seed_of("pair", row["id"])):
+        if row["text"] is None or row["variant"] != CLEAN:
             continue
         other = others.get(row["id"], {})
         theirs_text = row["reference"] if theirs is None else other.get("text")

@@ -107,6 +107,8 @@ class Planned:
             facts["left out"] = ", ".join(f"{count:,} {reason}" for reason, count in self.left_out.items())
         if asked:
             facts["tokens written"] = f"at most {len(asked) * most:,} ({most:,} an answer)"
+        if self.recipe.judge:
+            facts["judge"] = f"at most {2 * self.recipe.judge.pairs:,} questions, each pair in both orders"
         facts["tokens read"] = f"{sum(len(each.ids) for each in self.questions):,}"
         if asked:
             seconds = len(asked) * most / (options.tokens_per_second * options.actors)
@@ -128,8 +130,8 @@ class Planned:
                 found.append(Stage("generate", Generating, generating, **share))
             if "humaneval" in tasks:
                 # Beside GPUs there are cores to spare for the sandbox; without, the same actor does it all.
-                actors = max(1, cores - options.actors) if options.gpus else options.actors
-                found.append(Stage("check", Checking, {"sandbox": recipe.sandbox}, actors=actors, cpus=own))
+                beside = {"actors": max(1, cores - options.actors), "cpus": 1} if options.gpus else share
+                found.append(Stage("check", Checking, {"sandbox": recipe.sandbox}, **beside))
             if "heldout" in tasks:
                 found.append(Stage("measure", Measuring, {"model": recipe.model, "gpus": options.gpus}, **share))
             if recipe.reward and "prompts" in tasks:

@@ -4,6 +4,7 @@ Left out: the page and the sections every job has (`engine.corpus`), and the num
 Called by `jobs.evaluate`.
 """
 
+import math
 from collections import Counter
 from collections.abc import Sequence
 from typing import Any
@@ -18,8 +19,10 @@ from engine.lintseq.text import parse_completion, resolve
 from engine.observe import Report, plots
 
 _SHOWN = 3
+_QUARTERS = ("none", "less than 25 %", "less than 50 %", "less than 75 %", "less than all", "all")
 _CHARS = 2500
 _MOST_STATES = 12
+_TILES = ("pass@", "tests passed", "bits per byte", "reward", "win rate")
 
 
 def narrate(report: Report, dataset: Dataset, *, home: UPath) -> None:
@@ -28,7 +31,8 @@ def narrate(report: Report, dataset: Dataset, *, home: UPath) -> None:
     if results is None:
         return
     rows = read_samples(dataset)
-    report.facts({"model": results.model, **results.headline()})
+    tiles = {name: each for name, each in results.headline().items() if any(word in name for word in _TILES)}
+    report.facts({"model": results.model, **tiles})
     if results.humaneval:
         _humaneval(report, results, [row for row in rows if row["task"] == "humaneval" and row["variant"] == CLEAN])
     if results.perplexity:
@@ -48,19 +52,23 @@ def _humaneval(report: Report, results: Results, rows: Sequence[Row]) -> None:
         (name, *(shown(name, each[name]) if name in each else "–" for each in results.humaneval.values()))
         for name in names
     ]
-    report.table("HumanEval", columns, table, "Means over problems, with 95 % bootstrap intervals over problems.")
+    note = (
+        "Means over problems, with 95 % bootstrap intervals over problems. Where all problems came out alike, such an"
+    )
+    note += " interval has no width; n problems without a success still leave room for a true share of about 3/n."
+    report.table("HumanEval", columns, table, note)
     curves = {}
     for style, each in results.humaneval.items():
         found = {int(name.removeprefix("pass@")): each[name].value for name in each if name.startswith("pass@")}
         curves[style] = (list(found), list(found.values()))
-    if any(len(x) > 1 for x, _ in curves.values()):
+    if any(len(x) > 2 for x, _ in curves.values()):
         report.figure("pass@k", plots.lines(curves, "k", "share of problems"))
     for style, reasons in results.reasons.items():
         report.figure(f"What became of the samples ({style})", plots.bars(reasons, "samples"))
     for style, of_style in grouped(rows, "style").items():
-        shares = Counter(round(100 * tests_passed(row)) for row in of_style)
-        figure = plots.histogram(dict(shares), "tests passed, in percent", "samples")
-        report.figure(f"Tests passed ({style})", figure, "Each test of a problem run by itself.")
+        shares = Counter(_quarter(tests_passed(row)) for row in of_style)
+        figure = plots.bars({name: shares[name] for name in _QUARTERS}, "samples")
+        report.figure(f"Share of its tests that a sample passes ({style})", figure, "Each test run by itself.")
     for style, of_style in grouped(rows, "style").items():
         _samples(report, style, of_style)
 
@@ -68,10 +76,11 @@ def _humaneval(report: Report, results: Results, rows: Sequence[Row]) -> None:
 def _samples(report: Report, style: str, rows: Sequence[Row]) -> None:
     """The best and the worst programs of a style, and of edits one as it grew."""
     ranked = sorted(rows, key=lambda row: (-tests_passed(row), len(row["program"]), row["id"]))
-    best = list({row["problem"]: row for row in reversed(ranked)}.values())[::-1][:_SHOWN]
+    best = _one_each(ranked)[:_SHOWN]
     for row in best:
         _program(report, f"Best ({style})", row)
-    for row in [row for row in reversed(ranked) if row["why"] and row not in best][:_SHOWN]:
+    seen = {row["problem"] for row in best}
+    for row in _one_each([row for row in reversed(ranked) if row["why"] and row["problem"] not in seen])[:_SHOWN]:
         _program(report, f"Worst ({style})", row)
     if style == "edits":
         grown = max(best, key=lambda row: len(parse_completion(row["text"])))
@@ -79,6 +88,15 @@ def _samples(report: Report, style: str, rows: Sequence[Row]) -> None:
         states = [resolve(edits[: at + 1]) for at in range(len(edits))]
         if states:
             report.growth("A program as the model wrote it, edit by edit", states, grown["problem"])
+
+
+def _one_each(rows: Sequence[Row]) -> list[Row]:
+    """The first row of each problem."""
+    return [each[0] for each in grouped(rows).values()]
+
+
+def _quarter(share: float) -> str:
+    return _QUARTERS[0] if share <= 0 else _QUARTERS[-1] if share >= 1 else _QUARTERS[1 + min(int(share * 4), 3)]
 
 
 def _program(report: Report, title: str, row: Row) -> None:
@@ -89,7 +107,7 @@ def _program(report: Report, title: str, row: Row) -> None:
 
 
 def _perplexity(report: Report, rows: Sequence[Row]) -> None:
-    bits = {row["problem"]: row["nats"] / 0.693147 / row["bytes"] for row in rows if row["bytes"]}
+    bits = {row["problem"]: row["nats"] / math.log(2) / row["bytes"] for row in rows if row["bytes"]}
     hundredths = Counter(round(100 * each) for each in bits.values())
     note = "Bits per byte compare any two models; nats per token only those that share a tokenizer."
     report.figure("Held-out texts", plots.histogram(dict(hundredths), "bits per byte, in hundredths", "texts"), note)

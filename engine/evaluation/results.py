@@ -89,7 +89,8 @@ def shown(name: str, each: Measured) -> str:
     """A measure with its interval, shares in percent."""
     if name.startswith("pass@") or name in _SHARES:
         return f"{each.value:.1%} ({each.low:.1%} – {each.high:.1%})"
-    return f"{each.value:,.3f} ({each.low:,.3f} – {each.high:,.3f})"
+    digits = 1 if abs(each.value) >= 10 else 3
+    return f"{each.value:,.{digits}f} ({each.low:,.{digits}f} – {each.high:,.{digits}f})"
 
 
 _SHARES = ("tests passed", "parses", "distinct", "cut off", "win rate")
@@ -103,7 +104,7 @@ def conclude(
     watch: Stopwatch,
 ) -> None:
     """Compute everything and write RUN/metrics.json, judge included. Raises what the judge raises."""
-    with watch.phase("measure"):
+    with watch.phase("results"):
         rows = read_samples(dataset)
         results = results_of(recipe, rows, dataset.manifest.models)
     if judging:

@@ -35,7 +35,7 @@ STOPS: dict[Style, tuple[str, ...]] = {
 }
 """Texts before which an answer ends: what begins another statement at the margin; two edits that insert nothing."""
 
-_BLOCK = re.compile(r"```[^\n`]*\n(.*?)(?:\n```|\Z)", re.DOTALL)
+_BLOCK = re.compile(r"```[^\n`]*\n(.*?)(?:```|\Z)", re.DOTALL)
 
 
 def wording(style: Style, problem: Problem, options: HumanEvalOptions) -> str:

@@ -20,6 +20,8 @@ from engine.finetune.options import OptimiserOptions, ParallelOptions
 
 _AVERAGES = ("exp_avg", "exp_avg_sq")
 _MASTER = "master"
+_COMPILED = "deepspeed_shm_comm"
+"""An extension for inference that DeepSpeed would compile when it is first started on a machine."""
 
 RowLoss = Callable[[Any, Any], Any]
 """Model and row -> the sum of the losses of the row's tokens, a scalar tensor."""
@@ -58,7 +60,11 @@ class Learner:
             {"params": [each for each in trained if each.ndim > 1], "weight_decay": optimiser.weight_decay},
             {"params": [each for each in trained if each.ndim <= 1], "weight_decay": 0.0},
         ]
-        self._optimiser = _adamw([group for group in groups if group["params"]], optimiser, parallel)
+        # As fast as DeepSpeed's own on CPUs, and nothing has to be compiled on the user's machine.
+        self._optimiser = torch.optim.AdamW(
+            [group for group in groups if group["params"]], optimiser.learning_rate, optimiser.betas, fused=True
+        )
+        deepspeed.ops.__compatible_ops__[_COMPILED] = False
         self.engine, *_ = deepspeed.initialize(
             model=model,
             optimizer=self._optimiser,
@@ -182,7 +188,7 @@ class Learner:
                         with torch.no_grad():
                             master.copy_(file.get_tensor(f"{name}.{_MASTER}").to(master.device))
                     self._optimiser.state[master] = {
-                        "step": int(metadata[name]),
+                        "step": torch.tensor(float(metadata[name])),
                         **{each: file.get_tensor(f"{name}.{each}").to(master.device) for each in _AVERAGES},
                     }
                 self.steps = int(metadata["steps"])
@@ -225,16 +231,6 @@ def learning_rate(options: OptimiserOptions, step: int, total: int) -> float:
     done = (step - rise) / max(total - 1 - rise, 1)
     left = 1 - done if options.schedule == "linear" else 0.5 * (1 + math.cos(math.pi * min(done, 1.0)))
     return options.learning_rate * (options.final + (1 - options.final) * max(left, 0.0))
-
-
-def _adamw(groups: list[dict[str, Any]], options: OptimiserOptions, parallel: ParallelOptions) -> Any:
-    """AdamW: DeepSpeed's own on CPUs, which is several times as fast as torch's on the flat partitions of ZeRO."""
-    from deepspeed.ops.adam import DeepSpeedCPUAdam, FusedAdam
-
-    on_cpu = not parallel.gpus or parallel.offload != "none"
-    kind = DeepSpeedCPUAdam if on_cpu else FusedAdam
-    named = {"adamw_mode": True} if on_cpu else {"adam_w_mode": True}
-    return kind(groups, lr=options.learning_rate, betas=options.betas, **named)
 
 
 def _settings(optimiser: OptimiserOptions, parallel: ParallelOptions, bf16: bool) -> dict[str, Any]:

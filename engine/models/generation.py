@@ -30,6 +30,8 @@ _CPU = {
     # The default pins every engine of a machine to the same cores.
     "VLLM_CPU_OMP_THREADS_BIND": "nobind",
 }
+_READ_AT_ONCE = 4096
+"""Tokens of prompts that vLLM reads in one step on a CPU, unless a single one may be longer."""
 _TAIL = 24
 """Tokens at the end of a text in which a stop string is looked for after each step."""
 
@@ -71,7 +73,9 @@ class VllmGenerator:
 
     def __init__(self, reference: str, *, at_once: int = 32, longest: int = LONGEST) -> None:
         self.tokenizer = load_tokenizer(reference)
-        self.engine, self.longest = start_vllm(resolve(reference), at_once=at_once, longest=longest)
+        folder = resolve(reference)
+        self._ends = _ends(_generation_config(folder), self.tokenizer)
+        self.engine, self.longest = start_vllm(folder, at_once=at_once, longest=longest)
 
     def generate(self, prompts: Sequence[list[int]], sampling: Sampling, seeds: Sequence[int]) -> list[Generated]:
         """See `Generator`. Raises `ValueError` for a prompt that fills the window."""
@@ -90,9 +94,8 @@ class VllmGenerator:
         ]
         inputs = [{"prompt_token_ids": prompt} for prompt in prompts]
         outputs = [output.outputs[0] for output in self.engine.generate(inputs, asked, use_tqdm=False)]
-        ends = frozenset([self.tokenizer.eos_token_id])
         return [
-            _written(self.tokenizer, list(each.token_ids), sampling.stop, ends, each.finish_reason != "length")
+            _written(self.tokenizer, list(each.token_ids), sampling.stop, self._ends, each.finish_reason != "length")
             for each in outputs
         ]
 
@@ -126,7 +129,7 @@ class TransformersGenerator:
         from transformers import GenerationConfig
 
         width = max(map(len, prompts))
-        ends = self._ends()
+        ends = _ends(self.model.generation_config, self.tokenizer)
         pad = self.tokenizer.pad_token_id if self.tokenizer.pad_token_id is not None else next(iter(ends), 0)
         device = self.model.device
         ids_BT = torch.tensor([[pad] * (width - len(each)) + each for each in prompts], device=device)
@@ -151,12 +154,6 @@ class TransformersGenerator:
             ids = ids if end is None else ids[: end + 1]
             rows.append(_written(self.tokenizer, ids, sampling.stop, ends, end is not None))
         return rows
-
-    def _ends(self) -> frozenset[int]:
-        """Ids that end a text: those of the model's settings and the tokenizer's own."""
-        named = self.model.generation_config.eos_token_id
-        ids = named if isinstance(named, list) else [named]
-        return frozenset(each for each in (*ids, self.tokenizer.eos_token_id) if each is not None)
 
 
 class _Draw:
@@ -237,6 +234,22 @@ def cache_bytes(config: Any, at_once: int, longest: int) -> int:
 def window(config: Any) -> int:
     """Tokens that a model has positions for, by its configuration; `LONGEST` where that does not say."""
     return int(getattr(config.get_text_config(), "max_position_embeddings", None) or LONGEST)
+
+
+def _generation_config(folder: Path) -> Any:
+    """A model's own settings for generation; what they say of the end of a text, its configuration may say instead."""
+    from transformers import AutoConfig, GenerationConfig
+
+    if (folder / "generation_config.json").is_file():
+        return GenerationConfig.from_pretrained(folder, local_files_only=True)
+    return AutoConfig.from_pretrained(folder, trust_remote_code=False, local_files_only=True).get_text_config()
+
+
+def _ends(settings: Any, tokenizer: Any) -> frozenset[int]:
+    """Ids that end a text: those of the model's settings, and the tokenizer's own."""
+    named = settings.eos_token_id
+    ids = named if isinstance(named, list) else [named]
+    return frozenset(each for each in (*ids, tokenizer.eos_token_id) if each is not None)
 
 
 def _check_room(prompts: Sequence[list[int]], longest: int) -> None:

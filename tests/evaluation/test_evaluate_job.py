@@ -6,12 +6,15 @@ from types import SimpleNamespace
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from scripted_endpoint import PROMPT, Endpoint
+from upath import UPath
 
 from engine.artifacts import read_dataset
 from engine.config import build_recipe
-from engine.corpus import transform
+from engine.corpus import SourceConfig, transform
 from engine.errors import ArtifactError, HeadraceError, Outdated, RecipeError, SchemaError, SourceError
 from engine.evaluation import read_results
+from engine.evaluation.drawing import draw
 from engine.runs import Invocation
 from jobs import evaluate
 
@@ -50,16 +53,11 @@ def bench(tmp_path_factory, tiny_lm, tiny_bare_lm, tiny_reward):
         return evaluate.run(build_recipe(evaluate.RECIPE, {"name": name, **plain, **keys}), call)
 
     def home(name):
-        return folder / "runs" / "evaluate" / name
+        return UPath(folder) / "runs" / "evaluate" / name
 
     def rows(name):
-        dataset = read_dataset(home_path(name))
+        dataset = read_dataset(home(name) / "dataset")
         return pa.concat_tables(pq.read_table(str(dataset.path / part.file)) for part in dataset.parts).to_pylist()
-
-    def home_path(name):
-        from upath import UPath
-
-        return UPath(home(name)) / "dataset"
 
     return SimpleNamespace(
         run=run, home=home, rows=rows, everything=everything, source=source, folder=folder, bare=tiny_bare_lm,
@@ -90,9 +88,7 @@ def test_every_answer_is_there_once_with_its_measures(bench, calm):
 
 
 def test_the_numbers_are_in_metrics_manifest_and_report(bench, calm):
-    from upath import UPath
-
-    results = read_results(UPath(bench.home("calm")))
+    results = read_results(bench.home("calm"))
     assert set(results.humaneval) == {"plain", "edits", "chat"}
     assert results.humaneval["plain"]["pass@1"].over == 2
     assert sum(results.reasons["plain"].values()) == 2
@@ -105,7 +101,7 @@ def test_the_numbers_are_in_metrics_manifest_and_report(bench, calm):
     judge = results.judge
     assert judge.wins + judge.losses + judge.ties == judge.pairs == 12
     assert judge.flipped == judge.no_verdict == 0, "a reward model does not mind the order"
-    manifest = read_dataset(UPath(bench.home("calm")) / "dataset").manifest
+    manifest = read_dataset(bench.home("calm") / "dataset").manifest
     assert manifest.schema_name == "samples"
     assert set(manifest.models) == {"model", "reward"}
     assert manifest.statistics["rows"] == {"humaneval": 18, "prompts": 18, "heldout": 12}
@@ -180,6 +176,38 @@ def test_two_evaluations_are_compared(bench, calm):
     with pytest.raises(ArtifactError, match="None of the answers has a counterpart"):
         bench.run("apart", prompts={"source": bench.source("talks"), "rows": "demonstrations"}, judge=keys["judge"],
                   reward=keys["reward"])  # fmt: skip
+
+
+def test_a_teacher_judges_within_its_budget_and_is_never_asked_twice(cluster, bench):
+    endpoint = Endpoint()
+    try:
+        teacher = {"kind": "endpoint", "url": endpoint.url, "prompt": PROMPT, "at_once": 4}
+        keys = {"prompts": {"source": bench.source("prompts")}, "judge": {"against": "reference"}, "teacher": teacher}
+        bench.run("judged", **keys, budget={"queries": 12})
+        judge = read_results(bench.home("judged")).judge
+        assert (judge.pairs, judge.flipped, judge.no_verdict) == (6, 6, 0), "it says FAIL whatever comes first"
+        assert sum(endpoint.counts.values()) == 12
+        assert all("Answer A:" in text and "Answer B:" in text for text in endpoint.counts)
+        bench.run("judged-again", **keys, budget={"queries": 5})
+        assert read_results(bench.home("judged-again")).judge == judge, "the answers are kept for all runs"
+        assert sum(endpoint.counts.values()) == 12
+        short = {**keys, "teacher": {**teacher, "prompt": f"Once more. {PROMPT}"}}
+        bench.run("judged-short", **short, budget={"queries": 4})
+        assert read_results(bench.home("judged-short")).judge.no_verdict > 0, "the budget was spent"
+    finally:
+        endpoint.close()
+
+
+def test_rows_are_drawn_from_everywhere_and_the_same_each_time(bench):
+    folder = bench.folder / "many"
+    folder.mkdir()
+    for name in "abcde":
+        (folder / f"{name}.jsonl").write_text("".join(json.dumps({"text": f"{name}{n}"}) + "\n" for n in range(20)))
+    source = SourceConfig(paths=[str(folder)], roots=[str(folder)], shard_mb=0.00035)
+    drawn = draw(source, "documents", 10, 7)
+    assert drawn == draw(source, "documents", 10, 7) != draw(source, "documents", 10, 8)
+    assert sorted(row["text"][0] for row in drawn.rows) == sorted("abcde" * 2)
+    assert len({row["key"] for row in draw(source, "documents", 500, 7).rows}) == 100
 
 
 def test_a_dry_run_tells_the_budget_and_does_nothing(bench):

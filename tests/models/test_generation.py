@@ -136,7 +136,7 @@ def test_vllm_writes_what_transformers_writes(cluster):
         assert written(drawing, [1, 2, 3]) == together
         assert written(drawing, [3], prompts[2:]) == together[2:]
         assert written(drawing, [4, 5, 6]) != together
-        long = written(Sampling(max_tokens=99), [0], [prompts[0] * 40])[0]
-        assert long.tokens <= 256 - len(prompts[0]) * 40
+        long = written(Sampling(max_tokens=99), [0], [(prompts[0] * 40)[:250]])[0]
+        assert 0 < long.tokens <= 6
     finally:
         ray.kill(actor)
