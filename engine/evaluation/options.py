@@ -63,7 +63,7 @@ class HeldoutOptions(Section):
 
     source: SourceConfig
     """Where they are."""
-    rows: Literal["documents", "instructions", "edit_sequences", "demonstrations"] = "documents"
+    rows: Literal["documents", "instructions", "edit_sequences", "demonstrations", "responses"] = "documents"
     """What they are: of documents every token counts, of the others what a model learns to write."""
     limit: int = Field(100, ge=1)
     """Rows taken, drawn with the recipe's seed."""

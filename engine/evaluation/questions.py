@@ -171,7 +171,7 @@ def heldout_questions(
     for row in rows:
         disturbed = recipe.robustness if options.rows != "documents" else None
         for variant, _ in _variants(disturbed, 1):
-            changed = dict(row)
+            changed = {**row, "messages": _exchange(row)} if options.rows == "responses" else dict(row)
             if variant != CLEAN:
                 rate, seed = _noise(recipe, row["key"], variant)
                 changed = _disturbed(changed, variant, rate, seed)
@@ -220,6 +220,11 @@ def _turns(row: Mapping[str, Any]) -> list[dict[str, str]] | None:
     return turns or None
 
 
+def _exchange(row: Mapping[str, Any]) -> list[dict[str, str]]:
+    """A prompt and its response as a conversation."""
+    return [{"role": "user", "content": row["prompt"] or ""}, {"role": "assistant", "content": row["response"] or ""}]
+
+
 def _reference(row: Mapping[str, Any]) -> str | None:
     if "messages" in row:
         last = (row["messages"] or [{}])[-1]
@@ -241,7 +246,7 @@ def _example(rows: str, row: Mapping[str, Any], tokenizer: "PreTrainedTokenizerB
     if rows == "documents":
         ids = bare_ids(tokenizer, row["text"] or "")
         return Example(ids, [(0, len(ids))])
-    if rows == "demonstrations":
+    if rows in ("demonstrations", "responses"):
         pieces = chat_pieces(tokenizer, row["messages"] or [])
     elif rows == "instructions":
         pieces = program_pieces(tokenizer, row["instruction"] or "", row["program"] or "")

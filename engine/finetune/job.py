@@ -130,6 +130,7 @@ class _Job:
             writes="tokens",
             content="ids",
             stages=lambda cores: [Stage("tokenise", Tokenise, arguments, actors=cores)],
+            filters=self.recipe.filters,
             statistics=statistics,
             uses={"tokenizer": tokenizer_fingerprint(resolve(self.recipe.model, weights=False))},
         )

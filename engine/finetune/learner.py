@@ -124,7 +124,7 @@ class Learner:
 
         self.engine.eval()
         total = torch.zeros((), device=self.device)
-        with torch.inference_mode():
+        with torch.no_grad():
             for row in rows:
                 total += row_loss(self.engine, row.to(self.device))
         torch.distributed.all_reduce(total)
@@ -140,7 +140,7 @@ class Learner:
 
         found = torch.zeros(size, dtype=torch.float64, device=self.device)
         self.engine.eval()
-        with torch.inference_mode():
+        with torch.no_grad():
             for row, where in zip(rows, places, strict=True):
                 # Also where nothing is to be had: with ZeRO 3 every worker takes part in every forward pass.
                 some = values(self.engine, row.to(self.device))

@@ -17,6 +17,7 @@ from typing import Any, Protocol
 import numpy as np
 from upath import UPath
 
+from engine.errors import HeadraceError
 from engine.finetune.checkpoints import Checkpoints, Measured, State
 from engine.finetune.learner import Learner, Stepped
 from engine.finetune.options import OptimiserOptions, ParallelOptions, TrainingOptions
@@ -161,6 +162,11 @@ class _Loop:
         values = self.task.measure(self.learner)
         if not values:
             return
+        if not math.isfinite(values[LOSS]):
+            raise HeadraceError(
+                f"The held-out loss after step {step:,} is {values[LOSS]:g}.",
+                "Lower optimiser.learning_rate; the last checkpoint stays.",
+            )
         measured = (*self.state.measured, Measured(step=step, values=values))
         learnt = [each for each in measured if each.step] or list(measured)
         best = min(learnt, key=lambda each: each.values[LOSS]).step

@@ -41,6 +41,8 @@ class TrainingOptions(Section):
     """Examples (or pairs) per optimiser step, on all workers together."""
     measure_every: int = Field(50, ge=1)
     """Steps between two measurements on what is held out."""
+    measured: int = Field(512, ge=1)
+    """Most rows measured on, chosen at random from those held out."""
     patience: int = Field(0, ge=0)
     """Stop after so many measurements without a new best; 0: never. The best is published in any case."""
     dtype: Literal["float32", "bfloat16"] = "float32"

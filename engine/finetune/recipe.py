@@ -7,6 +7,7 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
+from engine.corpus.config import FilterConfig
 from engine.corpus.recipe import DataRecipe
 from engine.finetune.options import (
     Format,
@@ -25,6 +26,8 @@ class FineTuningRecipe(DataRecipe):
     """The model to start from: a directory, a hub name, or pkg:NAME."""
     format: Format
     """What a row is."""
+    filters: FilterConfig = Field(default_factory=FilterConfig)
+    """Which rows are dropped before they are looked at; for rows of text `where` alone makes sense."""
     tokens: TokenOptions = Field(default_factory=TokenOptions)
     """How rows become tokens."""
     training: TrainingOptions = Field(default_factory=TrainingOptions)
@@ -66,4 +69,6 @@ class RewardRecipe(FineTuningRecipe):
     """The keys of a `reward-model` recipe."""
 
     format: Literal["pairs", "labels"]
-    """pairs: preferences (prompt, chosen, rejected); labels: text and label (0 or 1)."""
+    """pairs: preferences (prompt, chosen, rejected); labels: text and label."""
+    classes: dict[str, Literal[0, 1]] = {"0": 0, "1": 1}
+    """labels: what a label stands for, 1 for what shall score high; rows with any other are dropped and counted."""

@@ -28,7 +28,7 @@ class TokenStore:
     a row has as many copies as every other of its side.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, measured: int | None = None) -> None:
         arrays: dict[str, Any] = {name: np.load(folder / f"{name}.npy", mmap_mode="r") for name in _ARRAYS}
         self._ids, self._ends, self._loss, self._loss_ends = (arrays[name] for name in _ARRAYS[:4])
         self.loss_tokens: Ints = arrays["loss_tokens"]
@@ -36,16 +36,16 @@ class TokenStore:
         self.labels: npt.NDArray[np.float32] = arrays["labels"]
         """Label of each example, nan where there is none, (n,)."""
         self.train: Ints = arrays["train"]
-        self.held_out: Ints = arrays["held_out"]
+        self.held_out: Ints = arrays["held_out"][:measured]
 
     @classmethod
-    def of(cls, dataset: Dataset) -> "TokenStore":
-        """The store of a published dataset, unpacked the first time."""
+    def of(cls, dataset: Dataset, measured: int | None = None) -> "TokenStore":
+        """The store of a published dataset, unpacked the first time; of what is held out the first `measured` rows."""
 
         def build(folder: Path) -> None:
             _build(dataset, folder)
 
-        return cls(build_once(cache_folder() / "tokens" / dataset.fingerprint, build))
+        return cls(build_once(cache_folder() / "tokens" / dataset.fingerprint, build), measured)
 
     def length(self, number: int) -> int:
         """Tokens of an example."""
@@ -90,7 +90,8 @@ def _build(dataset: Dataset, folder: Path) -> None:
         "loss_tokens": _joined(loss_tokens, np.int64),
         "labels": _joined(labels, np.float32),
         "train": _rows(np.flatnonzero(~out), copy),
-        "held_out": _rows(np.flatnonzero(out), copy),
+        # In an order of no meaning, so that the first of them stand for all.
+        "held_out": np.random.default_rng(0).permutation(_rows(np.flatnonzero(out), copy)),
     }
     for name, array in arrays.items():
         np.save(folder / f"{name}.npy", array)

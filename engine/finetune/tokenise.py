@@ -15,11 +15,12 @@ Left out: training (`engine.finetune.loop`). Called by `engine.finetune.job`.
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import pyarrow as pa
 from pydantic import Field
 
+from engine.corpus.config import FilterConfig
 from engine.corpus.marks import DROP, ERROR, QUARANTINE, SOURCE_PART, SOURCE_ROW
 from engine.corpus.recipe import DataRecipe
 from engine.errors import SourceError
@@ -85,6 +86,8 @@ class TokensRecipe(DataRecipe):
     format: Format
     tokens: TokenOptions = Field(default_factory=TokenOptions)
     copies: int = 1
+    classes: dict[str, Literal[0, 1]] = Field(default_factory=dict)
+    filters: FilterConfig = Field(default_factory=FilterConfig)
 
 
 @dataclass(frozen=True)
@@ -175,7 +178,9 @@ class Tokenise:
         for each in examples:
             if isinstance(each, str):
                 return [_Row(None, drop=each)]
-        label = float(row["label"]) if format == "labels" else None
+        label = self._recipe.classes.get(str(row["label"])) if format == "labels" else None
+        if format == "labels" and label is None:
+            return [_Row(None, drop="another label")]
         # The pieces of a text are examples of their own; so many of anything else are copies of one.
         copy_of = (lambda at: 0) if format == "text" else (lambda at: at)
         return [

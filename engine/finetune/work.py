@@ -128,7 +128,10 @@ def _died(error: BaseException, home: UPath, recipe: FineTuningRecipe) -> dict[s
         raise error
     state = Checkpoints(home).latest()
     at = f"the checkpoint of step {state.steps:,} is kept" if state else "no checkpoint was due yet"
-    why = " ".join(str(error).split())[:300].rstrip(".")
+    failures = getattr(error, "worker_failures", None) or {0: error}
+    rank, first = min(failures.items())
+    # Ray puts the worker's traceback before what was wrong.
+    why = f"worker {rank}: " + str(first).strip().rpartition("\n")[2][:300].rstrip(".")
     return {
         "kind": "HeadraceError",
         "problem": f"Training workers died {recipe.training.restarts + 1} times, and {at} ({why}).",
@@ -150,7 +153,7 @@ def _train(assignment: Assignment) -> None:
 
     recipe, home = assignment.recipe, UPath(assignment.home)
     torch.set_num_threads(max(1, int(recipe.parallel.cpus)))
-    store = TokenStore.of(read_dataset(UPath(assignment.tokens)))
+    store = TokenStore.of(read_dataset(UPath(assignment.tokens)), recipe.training.measured)
     tokenizer = tokenizer_for(recipe.model, recipe.format, recipe.tokens)
     capacity, dtype = recipe.parallel.tokens_per_device, recipe.training.dtype
     task: FineTuning | RewardTraining

@@ -216,6 +216,9 @@ def start_vllm(folder: Path, *, at_once: int, longest: int = LONGEST) -> tuple[A
             "dtype": "float32",
             "enforce_eager": True,
             "kv_cache_memory_bytes": cache_bytes(config, at_once, longest),
+            # A prompt read in two steps would draw once too often: a seeded generator on a CPU cannot take that back.
+            "enable_chunked_prefill": False,
+            "max_num_batched_tokens": max(longest, _READ_AT_ONCE),
         }
     from vllm import LLM
 

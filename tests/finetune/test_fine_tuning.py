@@ -50,7 +50,8 @@ def test_edits_are_learnt_and_published(cluster, workshop):
         assert section in page
     examples = [each["examples"] for each in read_trajectory(Path(str(home)))]
     assert len(examples) == state(home).steps
-    first = [each for step in examples for each in step][: len(set(sum(examples, [])))]
+    seen = [each for step in examples for each in step]
+    first = seen[: len(set(seen))]
     assert len(set(first)) == len(first), "each once before any comes again"
     again = workshop.run("sft", "edits", **keys)
     assert again.reused
@@ -123,7 +124,6 @@ def test_a_reward_model_learns_which_is_better(cluster, workshop, format):
     outcome = workshop.run("reward-model", format, training={"steps": 12, "measure_every": 6})
     found = read_calibration(Path(str(outcome.output)))
     assert found.accuracy > 0.9
-    assert found.examples == len(state(outcome.output.parent).measured) and found.examples or found.bins
     scorer = load_scorer(str(outcome.output))
     tokenizer = load_tokenizer(str(outcome.output))
     assert tokenizer.pad_token_id != tokenizer.eos_token_id
@@ -133,6 +133,6 @@ def test_a_reward_model_learns_which_is_better(cluster, workshop, format):
 
 def test_what_is_wrong_is_one_sentence_and_the_checkpoint_stays(cluster, workshop):
     keys = {"training": {"steps": 8, "checkpoint_every": 1, "measure_every": 2}}
-    with pytest.raises(HeadraceError, match="The loss of step [0-9]+ is"):
+    with pytest.raises(HeadraceError, match=r"[Ll]oss (of|after) step [0-9]+ is"):
         workshop.run("sft", "programs", optimiser={"learning_rate": 1e9, "clip": 0.0}, **keys)
     assert state(workshop.path / "runs" / "sft" / "programs").steps > 0

@@ -122,7 +122,7 @@ def test_vllm_writes_what_transformers_writes(cluster):
         tokenizer(text)["input_ids"] for text in ("def add(a, b):\n    return", "The capital of France", "1, 2, 3,")
     ]
     # In a process of its own: it takes over how torch counts threads.
-    actor = ray.remote(num_cpus=1)(VllmGenerator).remote(model, at_once=4, longest=256)
+    actor = ray.remote(num_cpus=1)(VllmGenerator).remote(model, at_once=20, longest=256)
 
     def written(sampling, seeds, asked=prompts):
         return ray.get(actor.generate.remote(asked, sampling, seeds), timeout=300)
@@ -136,6 +136,9 @@ def test_vllm_writes_what_transformers_writes(cluster):
         assert written(drawing, [1, 2, 3]) == together
         assert written(drawing, [3], prompts[2:]) == together[2:]
         assert written(drawing, [4, 5, 6]) != together
+        # More prompts than it reads in one step: none may be drawn from before it has been read to its end.
+        many = [(prompts[0] * 40)[:250]] * 20
+        assert written(drawing, range(20), many)[7:9] == written(drawing, [7, 8], many[:2])
         long = written(Sampling(max_tokens=99), [0], [(prompts[0] * 40)[:250]])[0]
         assert 0 < long.tokens <= 6
     finally:

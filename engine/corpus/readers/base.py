@@ -36,7 +36,6 @@ _NOT_TEXT: dict[str, tuple[type, str]] = {
     "edits": (list, "a list"),
     "seed": (int, "a whole number"),
     "path": (int, "a whole number"),
-    "label": (int, "a whole number"),
 }
 """Required columns that hold something else than text: its Python type and its name."""
 
