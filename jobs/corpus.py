@@ -1,9 +1,9 @@
 """Stream a corpus of any format into a published dataset.
 
-Reads Parquet, JSONL (plain, gz, zst), text, HTML and source trees or WARC, from local paths or s3, gs, az and hf URIs;
-drops rows by length, symbols, repetition, language and exact duplicates, each drop counted by its reason; publishes
-`documents` (column text) or, with
-`source.format: python`, `instructions` (docstring as instruction, function as program).
+Reads Parquet, JSONL and CSV (plain, gz, zst), text, HTML and source trees or WARC, from local paths or s3, gs, az and
+hf URIs; drops rows by other columns, length, symbols, repetition, language and exact duplicates, each drop counted by
+its reason; publishes `documents` (column text) or, with `source.format: python`, `instructions` (docstring as
+instruction, function as program).
 
 Left out: learned filters (`headrace sieve`). Called by `jobs.cli`; the engine half is `engine.corpus`.
 """

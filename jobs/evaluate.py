@@ -7,7 +7,7 @@ The numbers with their intervals are in RUN/metrics.json and RUN/report.html.
 Left out: training what it measures. Called by `jobs.cli`; the engine half is `engine.evaluation`.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import replace
 from functools import partial
@@ -98,8 +98,8 @@ def _demands(teacher: TeacherOptions) -> list[Any]:
 
 
 @contextmanager
-def _judge(recipe: EvaluateRecipe, call: Invocation) -> Iterator[Any]:
-    """The judge that the recipe asks for; its processes end with the block."""
+def _judge(recipe: EvaluateRecipe, call: Invocation, texts: Sequence[str]) -> Iterator[Any]:
+    """The judge that the recipe asks for, a scorer calibrated on `texts`; its processes end with the block."""
     from engine.cluster import session
     from engine.evaluation import RewardJudge, RewardModel, TextJudge
     from engine.sieve import BudgetLedger, Snippet
@@ -116,7 +116,8 @@ def _judge(recipe: EvaluateRecipe, call: Invocation) -> Iterator[Any]:
             teacher: Any = EndpointTeacher(recipe.teacher, options.criterion)
         else:
             stack.enter_context(session(call.address, cpus=recipe.workers))
-            teacher = RemoteTeacher(recipe.teacher, options.criterion, [], recipe.stall_seconds)
+            calibration = texts[: recipe.teacher.calibration]
+            teacher = RemoteTeacher(recipe.teacher, options.criterion, calibration, recipe.stall_seconds)
             stack.enter_context(closing(teacher))
         cache = writable(recipe.cache) if recipe.cache else writable(recipe.runs) / "cache"
         ledger = BudgetLedger(Run("evaluate", recipe).path / "judge", cache, recipe.budget)

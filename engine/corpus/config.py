@@ -5,7 +5,9 @@ imports neither pyarrow nor ray. Called by the recipe classes of `jobs`.
 """
 
 import codecs
-from typing import Literal
+import math
+import re
+from typing import Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
@@ -17,17 +19,33 @@ STDLIB = "stdlib:"
 PACKAGE = "package:"
 """Begins a path that stands for a directory of an installed package: `package:NAME/below`."""
 
-_SHARD_MB: dict[str, float] = {"parquet": 64, "jsonl": 64, "warc": 64, "text": 16, "html": 16, "python": 0.5}
+SUFFIXES: dict[str, tuple[str, ...]] = {
+    "parquet": (".parquet", ".pq"),
+    "jsonl": (".jsonl", ".ndjson", ".jsonl.gz", ".ndjson.gz", ".jsonl.zst", ".ndjson.zst"),
+    "csv": (".csv", ".tsv", ".csv.gz", ".tsv.gz", ".csv.zst", ".tsv.zst"),
+    "text": (".txt", ".md", ".rst"),
+    "python": (".py",),
+    "html": (".html", ".htm", ".xhtml"),
+    "warc": (".warc", ".warc.gz", ".warc.zst"),
+}
+"""The suffixes of each format's files."""
+
+_SHARD_MB: dict[str, float] = {"parquet": 64, "jsonl": 64, "csv": 64, "warc": 64, "text": 16, "html": 16, "python": 0.5}
 _MEGABYTE = 1_000_000
+_COMPARISON = re.compile(r"(>=|<=|>|<)(.*)", re.DOTALL)
+
+Wanted = str | list[str]
+"""A condition on a column: a value, a list of values, or a comparison with a number."""
 
 
 class SourceConfig(Section):
     """Which files a job reads and how it reads them."""
 
-    paths: list[str] = Field(min_length=1)
+    # What is read there decides, and that is the fingerprint of the inputs, not the recipe's.
+    paths: list[str] = Field(min_length=1, json_schema_extra={"knob": True})
     """Files, directories, globs or URIs (file, s3, gs, az, hf); `stdlib:` is this Python's standard library,
     `package:NAME/below` a directory of an installed package."""
-    format: Literal["auto", "parquet", "jsonl", "text", "python", "html", "warc"] = "auto"
+    format: Literal["auto", "parquet", "jsonl", "csv", "text", "python", "html", "warc"] = "auto"
     """Format of all inputs; `auto` goes by the suffix and refuses mixtures."""
     roots: list[str] = knob(["."])
     """Local directories inputs may come from, symbolic links resolved."""
@@ -44,7 +62,7 @@ class SourceConfig(Section):
     max_row_mb: float = Field(16, gt=0)
     """A longer row is quarantined instead of read."""
     encoding: str = "utf-8"
-    """Encoding of text files."""
+    """Encoding of text and CSV files."""
     min_lines: int = Field(3, ge=1)
     """Shortest Python function taken, in lines without its docstring."""
     max_lines: int = Field(200, ge=1)
@@ -56,6 +74,7 @@ class SourceConfig(Section):
     @classmethod
     def _known_encoding(cls, value: str) -> str:
         try:
+            "".encode(value)  # a codec may be no encoding of text
             return codecs.lookup(value).name
         except LookupError:
             raise ValueError("no such encoding") from None
@@ -93,3 +112,47 @@ class FilterConfig(Section):
     """How sure the language must be."""
     exact_duplicates: bool = False
     """Drop texts that are equal to an earlier one (reason duplicate)."""
+    where: dict[str, Wanted] = Field(default_factory=dict)
+    """Keep only rows whose columns meet these, for example {kind: news, lang: [en, fr], score: ">=0.9"} (reason
+    where). Values are compared as text; after >=, <=, > or < stands a number, which a cell that is none never meets."""
+
+    @field_validator("where", mode="before")
+    @classmethod
+    def _as_text(cls, value: Any) -> Any:
+        if not isinstance(value, dict):
+            return value
+        return {name: list(map(_text, each)) if isinstance(each, list) else _text(each) for name, each in value.items()}
+
+    @field_validator("where")
+    @classmethod
+    def _meetable(cls, value: dict[str, Wanted]) -> dict[str, Wanted]:
+        for name, wanted in value.items():
+            if isinstance(wanted, str):
+                comparison(wanted)
+            elif not wanted:
+                raise ValueError(f"{name} has an empty list, which no cell meets")
+        return value
+
+
+def comparison(wanted: str) -> tuple[str, float] | None:
+    """The sign and the number of a condition that compares; None for one that is a plain value.
+
+    Raises `ValueError` where no number follows the sign.
+    """
+    found = _COMPARISON.fullmatch(wanted.strip())
+    if found is None:
+        return None
+    try:
+        number = float(found[2])
+    except ValueError:
+        number = math.nan
+    if math.isnan(number):
+        raise ValueError(f"no number follows {found[1]} in {wanted!r}; a text that begins so goes into a list")
+    return found[1], number
+
+
+def _text(value: Any) -> Any:
+    """A number or truth value of YAML as the text that Arrow writes for it."""
+    if isinstance(value, bool):
+        return str(value).lower()
+    return str(value) if isinstance(value, int | float) else value

@@ -23,18 +23,9 @@ from typing import Any, TypeVar
 from upath import UPath
 
 from engine.artifacts import Parent, is_dataset, is_model, read_dataset
-from engine.corpus.config import PACKAGE, STDLIB, SourceConfig
+from engine.corpus.config import PACKAGE, STDLIB, SUFFIXES, SourceConfig
 from engine.errors import SourceError, redact
 from engine.storage import is_inside, is_local, locate, scheme_of
-
-SUFFIXES: dict[str, tuple[str, ...]] = {
-    "parquet": (".parquet", ".pq"),
-    "jsonl": (".jsonl", ".ndjson", ".jsonl.gz", ".ndjson.gz", ".jsonl.zst", ".ndjson.zst"),
-    "text": (".txt", ".md", ".rst"),
-    "python": (".py",),
-    "html": (".html", ".htm", ".xhtml"),
-    "warc": (".warc", ".warc.gz", ".warc.zst"),
-}
 
 _EXCLUDED = (".*", "__pycache__", "site-packages", "dist-packages", "node_modules", "_SUCCESS", "_*metadata")
 _EXCLUDED_OF_STDLIB = (*_EXCLUDED, "test", "tests", "idlelib", "turtledemo", "ensurepip")

@@ -29,6 +29,7 @@ from ray.data.exceptions import ExecutionTimeoutError
 from upath import UPath
 
 from engine.corpus.block import EMPTY, BlockInfo
+from engine.corpus.conditions import apply_conditions
 from engine.corpus.config import FilterConfig
 from engine.corpus.duplicates import mark_duplicates
 from engine.corpus.marks import DROP
@@ -92,6 +93,7 @@ class Read:
             position = nothing.schema.get_field_index(DROP)
             return info.attach(nothing.set_column(position, DROP, pa.array([EMPTY])))
         read = time.thread_time()
+        block = apply_conditions(block, self.filters.where)
         block = apply_filters(block, self.column, self.filters)
         if self.duplicates:
             block = mark_duplicates(block, self.duplicates, info.part)

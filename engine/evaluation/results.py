@@ -18,7 +18,7 @@ from upath import UPath
 from engine.artifacts import Dataset, read_dataset
 from engine.config import Section
 from engine.errors import ArtifactError
-from engine.evaluation.judging import Judge, WinRate, pairs_of, win_rate
+from engine.evaluation.judging import Judge, Pair, WinRate, layout, pairs_of, win_rate
 from engine.evaluation.measures import (
     Measured,
     Row,
@@ -120,9 +120,15 @@ def read_results(home: UPath) -> Results | None:
 
 
 class Judging:
-    """How a win rate is come by: a judge that is made when it is needed, and what it compares with."""
+    """How a win rate is come by: a judge that is made when it is needed, and what it compares with.
 
-    def __init__(self, judge: Callable[[], AbstractContextManager[Judge]], against: str, pairs: int) -> None:
+    `judge` is given the texts that a text judge will see, each pair in both orders, for a judge that has to find out
+    first which letter it favours.
+    """
+
+    def __init__(
+        self, judge: Callable[[Sequence[str]], AbstractContextManager[Judge]], against: str, pairs: int
+    ) -> None:
         self._judge, self._against, self._pairs = judge, against, pairs
         self._theirs = None if against == REFERENCE else _samples_at(against)
 
@@ -135,8 +141,13 @@ class Judging:
                 f"None of the answers has a counterpart in {self._against}.",
                 "Evaluate the other model with the same sections and seed, then give its dataset as judge.against.",
             )
-        with self._judge() as judge:
+        texts = [layout(each.prompt, *both) for each in pairs for both in _orders(each)]
+        with self._judge(texts) as judge:
             return win_rate(pairs, judge, against=self._against, unmatched=unmatched)
+
+
+def _orders(pair: Pair) -> tuple[tuple[str, str], tuple[str, str]]:
+    return (pair.ours, pair.theirs), (pair.theirs, pair.ours)
 
 
 def read_samples(dataset: Dataset) -> list[dict[str, Any]]:

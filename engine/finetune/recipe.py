@@ -22,7 +22,8 @@ from engine.finetune.options import (
 class FineTuningRecipe(DataRecipe):
     """What both jobs share. `output` is where the model is published; RUN/model if not given."""
 
-    model: str
+    # Its weights decide, wherever they are: they are part of the fingerprint of the inputs.
+    model: str = Field(json_schema_extra={"knob": True})
     """The model to start from: a directory, a hub name, or pkg:NAME."""
     format: Format
     """What a row is."""

@@ -1,4 +1,4 @@
-"""Prefilters against plain Python definitions of the same rules, their order, and how marks add up."""
+"""Prefilters and conditions against plain Python definitions of the same rules, their order, and how marks add up."""
 
 from collections import Counter
 from typing import Any
@@ -10,10 +10,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from engine.config import build_recipe
+from engine.corpus.conditions import apply_conditions, check_conditions
 from engine.corpus.config import FilterConfig, SourceConfig
 from engine.corpus.marks import DROP, ERROR, QUARANTINE, mark, marked_schema
 from engine.corpus.prefilters import apply_filters, expressions, repetition_ratio
-from engine.errors import RecipeError
+from engine.errors import RecipeError, SchemaError
 
 TEXTS = st.lists(
     st.text(st.sampled_from("ab1 \u00e9\u4e2d\u0915\u093f#!\u2026\U0001f600\t\n\u00a0"), max_size=30), max_size=12
@@ -127,6 +128,12 @@ def test_nulls_in_a_mask_count_as_false() -> None:
         (FilterConfig, {"max_symbol_ratio": 2}, "less than or equal to 1"),
         (FilterConfig, {"languages": []}, "at least 1 item"),
         (FilterConfig, {"min_char": 1}, "nearest known key is 'min_chars'"),
+        (FilterConfig, {"where": {"n": ">=many"}}, "no number follows >= in '>=many'"),
+        (FilterConfig, {"where": {"n": "<"}}, "no number follows <"),
+        (FilterConfig, {"where": {"n": ">nan"}}, "no number follows >"),
+        (FilterConfig, {"where": {"n": []}}, "n has an empty list"),
+        (FilterConfig, {"where": {"n": None}}, "where.n"),
+        (FilterConfig, {"where": ["n"]}, "should hold keys of its own"),
         (SourceConfig, {"paths": []}, "at least 1 item"),
         (SourceConfig, {"paths": ["x"], "encoding": "utf-9"}, "no such encoding"),
         (SourceConfig, {"paths": ["x"], "min_lines": 9, "max_lines": 3}, "min_lines is larger than max_lines"),
@@ -136,3 +143,91 @@ def test_nulls_in_a_mask_count_as_false() -> None:
 def test_wrong_values_in_a_recipe_are_one_sentence(section: Any, data: dict[str, Any], message: str) -> None:
     with pytest.raises(RecipeError, match=message):
         build_recipe(section, data)
+
+
+# Conditions on other columns.
+
+
+def kept(values: pa.Array, wanted: Any) -> list[Any]:
+    """The cells that meet a condition, as a recipe gives it."""
+    where = build_recipe(FilterConfig, {"where": {"c": wanted}}).where
+    table = pa.table({"c": values})
+    table = table.append_column(DROP, nothing := pa.nulls(len(table), pa.string())).append_column(ERROR, nothing)
+    check_conditions(where, table.schema)
+    got = apply_conditions(table, where)
+    assert got.schema == table.schema
+    assert set(got[DROP].to_pylist()) <= {None, "where"}
+    return [cell for cell, drop in zip(table["c"].to_pylist(), got[DROP].to_pylist(), strict=True) if drop is None]
+
+
+WORDS = ["a", "b", "ab", "", ">1", None, "a "]
+TEXT_TYPES = [pa.string(), pa.large_string(), pa.string_view(), pa.dictionary(pa.int32(), pa.string())]
+
+
+@pytest.mark.parametrize("type_", TEXT_TYPES)
+def test_where_a_value_or_one_of_a_list(type_: pa.DataType) -> None:
+    words = pa.array(WORDS, pa.string()).cast(type_)
+    assert kept(words, "a") == ["a"]
+    assert kept(words, ["a", "ab", "z"]) == ["a", "ab"]
+    assert kept(words, "") == [""]
+    assert kept(words, [">1"]) == [">1"]
+    assert kept(words, "z") == []
+
+
+def test_where_values_are_compared_as_text() -> None:
+    assert kept(pa.array([1, 2, None, 12]), 1) == [1]
+    assert kept(pa.array([1, 2, 12]), ["2", 12]) == [2, 12]
+    assert kept(pa.array([0.5, 1.0, 2.0]), [0.5, "2"]) == [0.5, 2.0]
+    assert kept(pa.array([True, False, None]), True) == [True]
+    assert kept(pa.array(["true", "1"]), True) == ["true"]
+    assert kept(pa.nulls(2), "x") == []
+    assert kept(pa.array([], pa.string()), "x") == []
+
+
+@settings(max_examples=100, deadline=None)
+@given(
+    sign=st.sampled_from([">=", "<=", ">", "<"]),
+    limit=st.integers(-3, 3) | st.floats(-3, 3),
+    numbers=st.lists(st.none() | st.integers(-4, 4) | st.floats(-4, 4) | st.floats(-1e90, 1e90)),
+)
+def test_where_a_number_is_compared(sign: str, limit: float, numbers: list[float | None]) -> None:
+    compare = {">=": float.__ge__, "<=": float.__le__, ">": float.__gt__, "<": float.__lt__}[sign]
+    expected = [each for each in numbers if each is not None and compare(float(each), float(limit))]
+    wanted = f"{sign} {limit!r}"
+    # As numbers; as text, as Python spells them; and in a column of any of these types.
+    assert kept(pa.array(numbers, pa.float64()), wanted) == [float(each) for each in expected]
+    words = [None if each is None else repr(each) for each in numbers]
+    for type_ in TEXT_TYPES:
+        assert kept(pa.array(words, pa.string()).cast(type_), wanted) == [repr(each) for each in expected]
+
+
+def test_where_cells_that_are_no_number_meet_no_comparison() -> None:
+    words = pa.array(["", "x", "1x", "nan", "inf", "1_0", "0x1", "1e", ".", "-", None, "1e999", "9" * 400, "\u0661"])
+    assert kept(words, ">=-1e300") == []
+    assert kept(words, "<1e300") == []
+    assert kept(pa.array([" 1 ", "+2", "3.", ".4e1", "-5E-2", "1e5"]), ">0") == [" 1 ", "+2", "3.", ".4e1", "1e5"]
+    assert kept(pa.array([True, False]), ">=0") == []
+    assert kept(pa.array([2**63 - 1, -5, None]), ">0") == [2**63 - 1]
+    assert kept(pa.array([float("nan"), 1.0]), "<2") == [1.0]
+
+
+def test_where_all_conditions_must_be_met_and_marks_stay() -> None:
+    table = marked(["a", "b", "c", "d"]).append_column("n", pa.array([1, 2, 3, None]))
+    table = mark(table, pa.array([True, False, False, False]), QUARANTINE, "poison")
+    got = apply_conditions(table, {"n": ">=2", "text": ["a", "b", "d"]})
+    assert got[DROP].to_pylist() == [QUARANTINE, None, "where", "where"]
+    assert got[ERROR].to_pylist() == ["poison", None, None, None]
+    assert apply_conditions(table, {}) is table
+
+
+def test_where_alone_does_not_look_at_the_text() -> None:
+    assert apply_filters(marked(["a"]), "not there", FilterConfig(where={"text": "a"}))[DROP].to_pylist() == [None]
+
+
+def test_where_on_a_column_that_is_not_there_or_of_another_kind() -> None:
+    schema = pa.schema([("text", pa.string()), ("tags", pa.list_(pa.string())), ("n", pa.int8())])
+    check_conditions({"n": ">1", "text": "x"}, schema)
+    with pytest.raises(SchemaError, match=r"the column 'm', which the input does not have; it has text, tags, n\."):
+        check_conditions({"n": ">1", "m": "x"}, schema)
+    with pytest.raises(SchemaError, match=r"'tags', which is list<.*>, where text or numbers are needed"):
+        check_conditions({"tags": "x"}, schema)

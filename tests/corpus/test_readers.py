@@ -97,6 +97,12 @@ def corpus_of(format: str, folder: Path) -> tuple[str, ...]:
             body = lines(*({"text": "x" * n, "n": n} for n in range(20)), b"", b"{bad", {"text": "last"})
             (folder / f"a.jsonl{suffix}").write_bytes(compress(body[: -1 if suffix else None]))
         (folder / "empty.jsonl").write_bytes(b"")
+    if format == "csv":
+        body = b'n,text\r\n0,a\r\n\r\n1,"b\r\n""c"""\r\n2\r\n3,"x"y\r\n4,\xff\r\n5,last'
+        for suffix, compress in COMPRESSIONS.items():
+            (folder / f"a.csv{suffix}").write_bytes(compress(body))
+            (folder / f"b.tsv{suffix}").write_bytes(compress(body.replace(b",", b"\t")))
+        (folder / "empty.csv").write_bytes(b"")
     if format == "text":
         for number, data in enumerate((b"one\r\n", b"", "z\u00fcrich".encode(), b"\xff\xfe bad")):
             (folder / f"{number}.txt").write_bytes(data)
@@ -116,7 +122,7 @@ def corpus_of(format: str, folder: Path) -> tuple[str, ...]:
     return ("instruction", "program") if format == "python" else TEXT
 
 
-@pytest.mark.parametrize("format", ["parquet", "jsonl", "text", "html", "python", "warc"])
+@pytest.mark.parametrize("format", ["parquet", "jsonl", "csv", "text", "html", "python", "warc"])
 def test_slices_of_any_size_give_the_same_rows_under_the_same_numbers(tmp_path: Path, format: str) -> None:
     folder = tmp_path / "data"
     required = corpus_of(format, folder)
@@ -129,7 +135,7 @@ def test_slices_of_any_size_give_the_same_rows_under_the_same_numbers(tmp_path: 
         assert read(folder, required, target=target).equals(whole), target
 
 
-@pytest.mark.parametrize("format", ["parquet", "jsonl", "text", "html", "python", "warc"])
+@pytest.mark.parametrize("format", ["parquet", "jsonl", "csv", "text", "html", "python", "warc"])
 def test_files_cut_the_same_way_each_time_cover_themselves(tmp_path: Path, format: str) -> None:
     required = corpus_of(format, tmp_path / "data")
     reader, files, _ = opened(tmp_path / "data", required)

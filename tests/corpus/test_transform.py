@@ -17,6 +17,7 @@ from engine import artifacts
 from engine.config import build_recipe
 from engine.corpus import transform
 from engine.corpus.ledger import Ledger
+from engine.corpus.stream import Stage
 from engine.corpus.tally import Tally
 from engine.errors import (
     ArtifactError,
@@ -25,6 +26,7 @@ from engine.errors import (
     RecipeError,
     ResumeRefused,
     RunBusy,
+    SchemaError,
     SourceError,
 )
 from engine.lintseq import sample_edit_sequence
@@ -404,6 +406,40 @@ def test_an_unknown_language_is_one_sentence(cluster, home):
         home.corpus(filters={"languages": ["xx"]})
 
 
+def test_conditions_on_other_columns(cluster, home):
+    rows = [("a", "no", "0.95"), ("a", "yes", "0.9"), ("b", "yes", "0.1"), ("c", "yes", ""), ("a", "yes", "1")]
+    text = "text,kind,score\n" + "".join(",".join(row) + "\n" for row in rows)
+    (home.inputs / "a.csv").write_text(text)
+    where = {"kind": ["yes", "perhaps"], "score": ">=0.9"}
+    home.corpus(filters={"where": where, "exact_duplicates": True})
+    # The first "a" goes for its kind, so it is not the one that stands for the others.
+    assert _rows(home.dataset(), "text", "kind", "score", "source_row") == [("a", "yes", "0.9", 1)]
+    assert home.dataset().manifest.counts == {"read": 5, "quarantined": 0, "dropped: where": 3, "dropped: duplicate": 1}
+    with pytest.raises(SchemaError, match="the column 'sort', which the input does not have; it has text, kind, score"):
+        home.corpus("other", filters={"where": {"sort": "yes"}})
+    assert not (home.run_dir("other")).exists()
+
+
+class _Ids:
+    """Makes the column that the job is about, as the tokenise stage does."""
+
+    def __call__(self, block):
+        return block.append_column("ids", pa.compute.utf8_length(block["text"]))
+
+
+def test_a_condition_needs_no_column_of_texts(cluster, home):
+    home.lines("0.jsonl", [{"text": f"row {n}", "n": n} for n in range(5)])
+    recipe = {"name": "x", "runs": str(home.path / "runs"), "filters": {"where": {"n": "<2"}}}
+    recipe["source"] = {"paths": [str(home.inputs)], "roots": [str(home.path)]}
+    built = build_recipe(corpus.RECIPE, recipe)
+    stage = Stage("ids", _Ids, {}, actors=1)
+    job = transform.Transform(
+        "corpus", "documents", "documents", content="ids", filters=built.filters, stages=lambda cores: [stage]
+    )
+    transform.run_transform(job, built, Invocation("headrace x"))
+    assert _rows(home.dataset(), "n", "ids") == [(0, 5), (1, 5)]
+
+
 # Formats.
 
 PAGE = "<html><head><title>T</title></head><body><article><p>{}</p></article></body></html>"
@@ -435,6 +471,8 @@ FILES = {
     "jsonl": {"a.jsonl": LINES},
     "jsonl.gz": {"a.jsonl.gz": _compressed(LINES, "gzip")},
     "jsonl.zst": {"a.jsonl.zst": _compressed(LINES, "zstd")},
+    "csv": {"a.csv": b"text,n\nrow 0,0\nrow 1,1\n", "b.tsv": b"n\ttext\n2\trow 2\n"},
+    "csv.gz": {"a.csv.gz": _compressed(b"text\nrow 0\nrow 1\nrow 2\n", "gzip")},
     "text": {"a.txt": b"row 0", "b.md": b"row 1", "sub/c.rst": b"row 2"},
     "html": {f"{n}.html": PAGE.format(SENTENCE + str(n)).encode() for n in range(3)},
     "warc": {"a.warc": _warc([PAGE.format(SENTENCE + str(n)) for n in range(3)])},

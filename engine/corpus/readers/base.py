@@ -25,6 +25,7 @@ from engine.errors import SchemaError, SourceError, redact
 _READERS = {
     "parquet": ("engine.corpus.readers.parquet", "ParquetReader"),
     "jsonl": ("engine.corpus.readers.jsonl", "JsonlReader"),
+    "csv": ("engine.corpus.readers.csv", "CsvReader"),
     "text": ("engine.corpus.readers.text", "TextReader"),
     "python": ("engine.corpus.readers.python", "PythonReader"),
     "html": ("engine.corpus.readers.html", "HtmlReader"),

@@ -15,8 +15,7 @@ Left out: `.json` files that hold one array. Called through `engine.corpus.reade
 import sys
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
-from typing import Any, BinaryIO
+from typing import Any
 
 import orjson
 import pyarrow as pa
@@ -26,19 +25,18 @@ from engine.corpus.marks import DROP, ERROR, QUARANTINE, RESERVED, SOURCE_PART, 
 from engine.corpus.readers.base import (
     Slice,
     column_view,
-    damage_named,
     python_type,
     required_type,
     type_name,
     unify,
     wrong_type,
 )
+from engine.corpus.readers.compression import CHUNK, decompressed
 from engine.corpus.sources import InputFile
 from engine.errors import SourceError, redact
 from engine.observe import get_logger
-from engine.storage import locate
 
-_CHUNK = 4 * 2**20
+_WHAT = "JSON lines"
 _SAMPLE = 2**20
 _SAMPLE_THREADS = 8
 _JSON_TEXT = {b"headrace": b"json"}
@@ -63,8 +61,8 @@ class JsonlReader:
         """One pass over the file: a slice ends with the first line that reaches `target_bytes`."""
         found: list[Slice] = []
         start = first_row = position = rows = 0
-        with _open(file) as stream:
-            while chunk := stream.read(_CHUNK):
+        with decompressed(file, _WHAT) as stream:
+            while chunk := stream.read(CHUNK):
                 begin = 0
                 while (cut := chunk.find(b"\n", max(begin, start + target_bytes - 1 - position))) >= 0:
                     rows += chunk.count(b"\n", begin, cut + 1)
@@ -100,7 +98,7 @@ class JsonlReader:
     def _read_slice(self, piece: Slice, schema: pa.Schema) -> Iterator[pa.RecordBatch]:
         view = {field.name: self.columns.get(field.name, field.name) for field in schema}
         unknown: set[str] = set()
-        for lines in _line_batches(piece, self.max_row_bytes, _CHUNK):
+        for lines in _line_batches(piece, self.max_row_bytes, CHUNK):
             yield self._batch(piece.file, lines, schema, view, unknown)
         unknown -= {*view.values(), *self.columns, *RESERVED}
         if unknown and piece.file.uri not in _told:
@@ -218,7 +216,7 @@ def _line_batches(piece: Slice, max_bytes: int, chunk_bytes: int) -> Iterator[li
     number, position = piece.first_row, piece.start
     kept = b""
     skipping = False
-    with _open(piece.file, piece.start) as stream:
+    with decompressed(piece.file, _WHAT, piece.start) as stream:
         while True:
             chunk = stream.read(min(chunk_bytes, piece.stop - position))
             position += len(chunk)
@@ -246,18 +244,3 @@ def _line_batches(piece: Slice, max_bytes: int, chunk_bytes: int) -> Iterator[li
                 break
     if position < piece.stop < sys.maxsize:
         raise SourceError(f"{redact(piece.file.uri)} has become shorter.", "Start a new run: the input has changed.")
-
-
-@contextmanager
-def _open(file: InputFile, start: int = 0) -> Iterator[BinaryIO]:
-    """The decompressed bytes of a file from `start` on."""
-    with damage_named(file, "JSON lines"), locate(file.uri).open("rb") as raw:
-        magic = raw.read(4)
-        codec = "gzip" if magic[:2] == b"\x1f\x8b" else "zstd" if magic == b"\x28\xb5\x2f\xfd" else None
-        raw.seek(0 if codec else start)
-        stream: Any = raw
-        if codec:
-            stream = pa.CompressedInputStream(raw, codec)
-            while start and (skipped := stream.read(min(_CHUNK, start))):
-                start -= len(skipped)
-        yield stream

@@ -1,0 +1,47 @@
+"""The forecast counts what can be counted exactly."""
+
+import pytest
+from transformers import GPT2Config, LlamaConfig, LlamaForCausalLM
+
+from engine.finetune.forecast import forecast
+from engine.finetune.options import LoraOptions, ParallelOptions, TrainingOptions
+
+CONFIG = LlamaConfig(
+    vocab_size=1000, hidden_size=64, intermediate_size=128, num_hidden_layers=3, num_attention_heads=4,
+    tie_word_embeddings=False,
+)  # fmt: skip
+
+
+def memory(config=CONFIG, *, dtype="float32", lora=None, scorer=False, **parallel):
+    training = TrainingOptions(dtype=dtype)
+    return forecast(config, training, ParallelOptions(**parallel), lora, window=128, scorer=scorer)
+
+
+def test_parameters_are_those_of_the_model():
+    count = sum(each.numel() for each in LlamaForCausalLM(CONFIG).parameters())
+    found = memory()
+    assert (found.parameters, found.trained) == (count, count)
+    assert (found.weights, found.gradients, found.optimiser) == (4 * count, 4 * count, 8 * count)
+
+
+def test_zero_shares_and_bfloat16_keeps_a_copy():
+    whole, shared = memory(workers=4), memory(workers=4, zero=3)
+    assert shared.weights == whole.weights // 4
+    assert shared.gradients == whole.gradients // 4
+    half = memory(dtype="bfloat16")
+    assert half.weights == whole.weights // 2
+    assert half.optimiser == 12 * half.parameters
+
+
+def test_an_adapter_trains_what_it_adds():
+    from peft import LoraConfig, get_peft_model
+
+    model = get_peft_model(LlamaForCausalLM(CONFIG), LoraConfig(r=4, target_modules="all-linear"))
+    assert memory(lora=LoraOptions(rank=4)).trained == model.get_nb_trainable_parameters()[0]
+
+
+@pytest.mark.parametrize("config", [CONFIG, GPT2Config(n_layer=2, n_embd=32, n_head=2, vocab_size=100)])
+def test_more_tokens_take_more_and_computing_anew_takes_less(config):
+    assert memory(config, tokens_per_device=4096).activations == 2 * memory(config, tokens_per_device=2048).activations
+    assert memory(config, recompute=True).activations < memory(config).activations
+    assert memory(config, scorer=True).activations < memory(config).activations
