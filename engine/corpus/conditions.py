@@ -3,8 +3,7 @@
     negative, [a, b]             the cell, written as text, is this or one of these (1.0 is written 1)
     >=0.9, <=0.9, >0.9, <0.9     the cell is a number, and such a one; text that spells a number counts as it
 
-A null meets no condition. Numbers are compared as float64, so whole numbers past 2**53 are rounded; text that spells
-one with more than 200 digits or an exponent of three is taken for none.
+A null meets no condition. Numbers are compared as float64, so whole numbers past 2**53 are rounded.
 
 Left out: filters on texts (`engine.corpus.prefilters`). Called by `engine.corpus.transform` (the check) and inside the
 read, by `engine.corpus.stream`.
@@ -20,7 +19,7 @@ from engine.corpus.marks import mark
 from engine.errors import SchemaError
 
 _COMPARE = {">=": pc.greater_equal, "<=": pc.less_equal, ">": pc.greater, "<": pc.less}
-_NUMBER = r"^[+-]?([0-9]{1,200}(\.[0-9]*)?|\.[0-9]+)([eE][+-]?[0-9]{1,2})?$"
+_NUMBER = r"^[+-]?([0-9]+(\.[0-9]*)?|\.[0-9]+)([eE][+-]?[0-9]+)?$"
 
 
 def check_conditions(where: Mapping[str, Wanted], schema: pa.Schema) -> None:

@@ -30,7 +30,7 @@ from engine.evaluation.questions import (
 from engine.evaluation.recipe import EvaluationRecipe
 from engine.evaluation.sandbox import Sandbox
 from engine.evaluation.stages import Checking, Generating, Measuring, Rewarding
-from engine.models import fingerprint, load_tokenizer, resolve
+from engine.models import fingerprint, load_tokenizer, portable, resolve
 from engine.models.generation import cache_bytes, window
 from engine.observe import duration
 from engine.resources import usable_cpus
@@ -126,7 +126,7 @@ class Planned:
             own = 1 if options.gpus else max(1, min(cores, usable_cpus()) // options.actors)
             share: dict[str, Any] = {"actors": options.actors, "cpus": options.cpus or own, "gpus": options.gpus}
             if tasks & {"humaneval", "prompts"}:
-                generating = {"model": recipe.model, "options": options, "sampling": recipe.sampling}
+                generating = {"model": portable(recipe.model), "options": options, "sampling": recipe.sampling}
                 found.append(Stage("generate", Generating, generating, **share))
             if "humaneval" in tasks:
                 # Beside GPUs there are cores to spare for the sandbox; without, the same actor does it all.

@@ -22,7 +22,8 @@ from engine.evaluation.sandbox import SandboxOptions
 class EvaluationRecipe(StreamRecipe):
     """The keys of an evaluation; a section that is not there is not measured."""
 
-    model: str
+    # Its weights decide, wherever they are: they are part of the fingerprint of the inputs.
+    model: str = Field(json_schema_extra={"knob": True})
     """The model: a directory, an artifact, a hub name or pkg:NAME."""
     humaneval: HumanEvalOptions | None = None
     """Functions to be written, run against their tests."""

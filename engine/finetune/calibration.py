@@ -49,9 +49,9 @@ class Calibration(Section):
         """The numbers worth a curve."""
         return {
             "accuracy": self.accuracy,
-            "balanced_accuracy": self.balanced_accuracy,
+            "balanced accuracy": self.balanced_accuracy,
             "brier": self.brier,
-            "calibration_error": self.error,
+            "calibration error": self.error,
         }
 
 

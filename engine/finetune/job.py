@@ -11,6 +11,7 @@ Left out: what a worker does (`engine.finetune.work`) and the recipes' keys. Cal
 import hashlib
 import json
 import math
+import os
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -32,7 +33,7 @@ from engine.finetune.recipe import FineTuningRecipe
 from engine.finetune.report import write_report
 from engine.finetune.tokenise import SCHEMA, GivenAway, Tokenise, TokensRecipe, statistics, tokenizer_for
 from engine.finetune.work import Assignment, run_workers
-from engine.models import fingerprint, resolve, tokenizer_fingerprint
+from engine.models import fingerprint, portable, resolve, tokenizer_fingerprint
 from engine.observe import Stopwatch, configure_logging
 from engine.resources import Demand, capacity, preflight
 from engine.runs import Invocation, Outcome, Run, set_aside
@@ -58,7 +59,11 @@ class _Job:
     """One call of a job."""
 
     def __init__(self, job: FineTuningJob, recipe: FineTuningRecipe, call: Invocation) -> None:
-        self.job, self.recipe, self.call = job, recipe, call
+        places: dict[str, Any] = {"model": portable(recipe.model)}
+        if recipe.tokens.chat_template:
+            template = os.path.abspath(recipe.tokens.chat_template)
+            places["tokens"] = recipe.tokens.model_copy(update={"chat_template": template})
+        self.job, self.recipe, self.call = job, recipe.model_copy(update=places), call
         self.watch = Stopwatch()
         self.home = Run(job.name, recipe)
         self.output = writable(recipe.output) if recipe.output else self.home.path / "model"
@@ -67,13 +72,14 @@ class _Job:
             self.inputs = {file.name: file.fingerprint for file in plan.files}
             self.parents = plan.parents
             self.tokenizer = tokenizer_for(recipe.model, recipe.format, recipe.tokens)
+            self.template = _hash(self.tokenizer.chat_template or "")
             folder = resolve(recipe.model)
             self.base = fingerprint(folder)
             self.memory = self._memory(str(folder))
         self.identity = Identity(
             job=job.name,
             recipe_fingerprint=recipe.fingerprint(),
-            inputs_fingerprint=_hash(plan.fingerprint(), self.base, tokenizer_fingerprint(folder)),
+            inputs_fingerprint=_hash(plan.fingerprint(), self.base, tokenizer_fingerprint(folder), self.template),
             shards=0,
         )
 
@@ -132,7 +138,10 @@ class _Job:
             stages=lambda cores: [Stage("tokenise", Tokenise, arguments, actors=cores)],
             filters=self.recipe.filters,
             statistics=statistics,
-            uses={"tokenizer": tokenizer_fingerprint(resolve(self.recipe.model, weights=False))},
+            uses={
+                "tokenizer": tokenizer_fingerprint(resolve(self.recipe.model, weights=False)),
+                "template": self.template,
+            },
         )
 
     def _tokens_recipe(self) -> TokensRecipe:

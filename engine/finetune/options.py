@@ -24,7 +24,7 @@ class TokenOptions(Section):
     """Share of the prompts (with all that belongs to them) kept out of training, to be measured on."""
     bpe_dropout: float = Field(0.0, ge=0, lt=1)
     """Chance of each merge of the tokenizer to be left out, drawn anew for each epoch."""
-    chat_template: str | None = None
+    chat_template: str | None = knob(None)
     """A Jinja file to take instead of the tokenizer's own template."""
     humaneval: Literal["refuse", "drop"] = "refuse"
     """What becomes of a row that holds a problem of HumanEval: the job stops, or the row is dropped and counted."""

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import pyarrow as pa
 from pydantic import Field
 
+from engine.config import knob
 from engine.corpus.config import FilterConfig
 from engine.corpus.marks import DROP, ERROR, QUARANTINE, SOURCE_PART, SOURCE_ROW
 from engine.corpus.recipe import DataRecipe
@@ -82,7 +83,7 @@ GivenAway = Callable[[Sequence[str]], Mapping[str, int]]
 class TokensRecipe(DataRecipe):
     """What tokens depend on: the part of a training's recipe that, changed, makes them anew."""
 
-    model: str
+    model: str = knob(...)
     format: Format
     tokens: TokenOptions = Field(default_factory=TokenOptions)
     copies: int = 1

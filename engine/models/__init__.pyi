@@ -14,7 +14,7 @@ from .logit_mix import LogitMix, Term
 from .packaged import PACKAGED
 from .pruning import kept_layers, prune_layers
 from .quiet import save_model
-from .references import fingerprint, resolve, tokenizer_fingerprint
+from .references import fingerprint, portable, resolve, tokenizer_fingerprint
 
 __all__ = [
     "PACKAGED",
@@ -39,6 +39,7 @@ __all__ = [
     "load_scorer",
     "load_tokenizer",
     "packaged_models",
+    "portable",
     "prune_layers",
     "prune_model",
     "publish_healed",

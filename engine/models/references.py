@@ -64,6 +64,12 @@ def resolve(reference: str, *, weights: bool = True) -> Path:
     return folder
 
 
+def portable(reference: str) -> str:
+    """The same reference for a process that works in another directory: a local directory by its absolute path."""
+    folder = Path(os.path.expanduser(reference))
+    return str(folder.resolve()) if reference and "://" not in reference and folder.is_dir() else reference
+
+
 def fingerprint(folder: Path) -> str:
     """Hash (16 hex digits) of what decides a model's answers: weights, configuration, tokenizer and chat template.
 

@@ -1,10 +1,10 @@
 """Fine-tuning against TRL's SFTTrainer: SmolLM2-135M, all weights, float32, two threads, 16 examples a step.
 
-Two kinds of data. `edits`: LintSeq's training texts of the standard library's functions, of at most 512 tokens, as they
-are; a micro-batch of the peer is 4 of them, padded, ours holds as many tokens as 4 of the longest. `full`: every
-example has 512 tokens, all of them with loss, so neither packing nor the head on targets alone can gain anything. A bare
-torch loop over our rows shows what DeepSpeed adds. Arms take turns, each in a process of its own; tokens are those of
-the texts, padding left out. Needs TRL beside the environment: TRL_HOME is where it was installed by
+Two kinds of data. `edits`: LintSeq's training texts of the standard library's functions, of at most 512 tokens; a
+micro-batch of the peer is 4 of them, padded, ours holds as many tokens as 4 of the longest. `full`: every example has
+512 tokens, all of them with loss, so neither packing nor the head on targets alone can gain anything. A bare torch loop
+over our rows shows what DeepSpeed adds. Arms take turns, each in a process of its own; tokens are those of the texts,
+padding left out. Needs TRL beside the environment: TRL_HOME is where it was installed by
 `pip install --no-deps --target TRL_HOME trl datasets multiprocess`.
 """
 
@@ -44,12 +44,14 @@ def main():
                     runs.append({"kind": kind, "round": number, "arm": arm, "steps": _arm(arm, path, home)})
     rate = {kind: {arm: _rate(runs, kind, arm, "seconds") for arm in ARMS} for kind in kinds}
     cpu = {kind: {arm: _rate(runs, kind, arm, "cpu") for arm in ARMS} for kind in kinds}
+    lengths = {kind: [len(ids) for ids, _ in each] for kind, each in kinds.items()}
+    rounded = {kind: {arm: round(each, 1) for arm, each in found.items()} for kind, found in rate.items()}
     return {
-        "examples": {kind: {"mean_tokens": float(np.mean([len(ids) for ids, _ in each]))} for kind, each in kinds.items()},
+        "mean_tokens": {kind: float(np.mean(each)) for kind, each in lengths.items()},
         "trl": _version(home),
         "runs": runs,
         "summary": {
-            **{f"{kind}_tokens_per_second": {arm: round(each, 1) for arm, each in rate[kind].items()} for kind in kinds},
+            **{f"{kind}_tokens_per_second": rounded[kind] for kind in kinds},
             **{f"{kind}_to_trl": round(rate[kind]["ours"] / rate[kind]["trl"], 3) for kind in kinds},
             **{f"{kind}_to_trl_cpu": round(cpu[kind]["ours"] / cpu[kind]["trl"], 3) for kind in kinds},
             **{f"{kind}_to_bare": round(rate[kind]["ours"] / rate[kind]["bare"], 3) for kind in kinds},

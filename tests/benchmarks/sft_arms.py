@@ -98,7 +98,11 @@ def trl(steps, *, packing=False):
         dataloader_num_workers=0, disable_tqdm=True, train_sampling_strategy="sequential",
     )  # fmt: skip
     trainer = SFTTrainer(
-        model=model, args=config, train_dataset=Dataset(pa.Table.from_pylist(rows), fingerprint="steps"), processing_class=tokenizer, callbacks=[Clock()]
+        model=model,
+        args=config,
+        train_dataset=Dataset(pa.Table.from_pylist(rows), fingerprint="steps"),
+        processing_class=tokenizer,
+        callbacks=[Clock()],
     )
     trainer.train()
     return [

@@ -188,7 +188,7 @@ def test_where_values_are_compared_as_text() -> None:
 @given(
     sign=st.sampled_from([">=", "<=", ">", "<"]),
     limit=st.integers(-3, 3) | st.floats(-3, 3),
-    numbers=st.lists(st.none() | st.integers(-4, 4) | st.floats(-4, 4) | st.floats(-1e90, 1e90)),
+    numbers=st.lists(st.none() | st.integers(-4, 4) | st.floats(-4, 4) | st.floats(allow_nan=False)),
 )
 def test_where_a_number_is_compared(sign: str, limit: float, numbers: list[float | None]) -> None:
     compare = {">=": float.__ge__, "<=": float.__le__, ">": float.__gt__, "<": float.__lt__}[sign]
@@ -202,9 +202,10 @@ def test_where_a_number_is_compared(sign: str, limit: float, numbers: list[float
 
 
 def test_where_cells_that_are_no_number_meet_no_comparison() -> None:
-    words = pa.array(["", "x", "1x", "nan", "inf", "1_0", "0x1", "1e", ".", "-", None, "1e999", "9" * 400, "\u0661"])
+    words = pa.array(["", "x", "1x", "nan", "inf", "1_0", "0x1", "1e", ".", "-", None, "\u0661"])
     assert kept(words, ">=-1e300") == []
     assert kept(words, "<1e300") == []
+    assert kept(pa.array(["1e999", "9" * 400, "-1e999", "1e-999"]), ">1e300") == ["1e999", "9" * 400]
     assert kept(pa.array([" 1 ", "+2", "3.", ".4e1", "-5E-2", "1e5"]), ">0") == [" 1 ", "+2", "3.", ".4e1", "1e5"]
     assert kept(pa.array([True, False]), ">=0") == []
     assert kept(pa.array([2**63 - 1, -5, None]), ">0") == [2**63 - 1]

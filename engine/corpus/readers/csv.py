@@ -131,7 +131,10 @@ class CsvReader:
         number: int,
     ) -> pa.RecordBatch:
         errors = [row.error or _misfit(row, names) for row in rows]
-        cells = [row.cells + [None] * (len(names) - len(row.cells)) for row in rows]
+        cells = [
+            row.cells if len(row.cells) == len(names) else row.cells + [None] * (len(names) - len(row.cells))
+            for row in rows
+        ]
         columns: list[pa.Array] = []
         for field in schema:
             if field.name not in view:
@@ -157,21 +160,11 @@ class CsvReader:
             # Line ends are left as they are: inside quotes they belong to the text.
             text = TextIOWrapper(raw, self.encoding, _UNDECODED, newline="")
             try:
-                yield self._decoded(_Lines(text, self.max_row_bytes), _is_tsv(file))
+                yield _parsed(_Lines(text, self.max_row_bytes), _is_tsv(file), self.encoding.removesuffix("-sig"))
             except UnicodeError as error:
                 raise SourceError(
                     f"{redact(file.uri)} is not {self.encoding}: {error}.", "Set source.encoding."
                 ) from None
-
-    def _decoded(self, lines: "_Lines", tabs: bool) -> Iterator[_Record]:
-        """The rows, those with bytes that are not in the encoding marked."""
-        for row in _parsed(lines, tabs):
-            if any(_SURROGATE.search(cell) for cell in row.cells if not cell.isascii()):
-                # The rest of the text stays readable for whoever looks into the quarantine.
-                cells = [_SURROGATE.sub("\ufffd", cell) for cell in row.cells]
-                encoding = self.encoding.removesuffix("-sig")
-                row = _Record(row.line, cells, f"line {row.line} is not valid {encoding} (see source.encoding)")
-            yield row
 
 
 class _TooLong(Exception):
@@ -189,6 +182,8 @@ class _Lines:
         self._bytes = 0
         self.number = 0
         """Lines handed out so far."""
+        self.undecoded = False
+        """Whether the row in hand holds bytes that are not in the encoding."""
 
     def __iter__(self) -> "_Lines":
         return self
@@ -198,7 +193,11 @@ class _Lines:
         if not line:
             raise StopIteration
         self._taken.append(line)
-        self._bytes += len(line) if line.isascii() else len(line.encode(errors="surrogatepass"))
+        try:
+            self._bytes += len(line) if line.isascii() else len(line.encode())
+        except UnicodeEncodeError:  # what stands for bytes that are not in the encoding is no text
+            self._bytes += len(line.encode(errors="replace"))
+            self.undecoded = True
         if self._bytes > self._max_bytes:
             raise _TooLong
         return line
@@ -207,6 +206,7 @@ class _Lines:
         """Begin a row; the number of its first line."""
         self._taken.clear()
         self._bytes = 0
+        self.undecoded = False
         return self.number + 1
 
     def take_back(self) -> None:
@@ -231,8 +231,8 @@ class _Lines:
         return line
 
 
-def _parsed(lines: _Lines, tabs: bool) -> Iterator[_Record]:
-    """Each row that is not blank, its cells as the csv module finds them, or what is wrong with it."""
+def _parsed(lines: _Lines, tabs: bool, encoding: str) -> Iterator[_Record]:
+    """Each row that is not blank, its cells as the csv module finds them, and what is wrong with it."""
     rows = csv.reader(lines, csv.excel_tab if tabs else csv.excel, strict=True)
     while True:
         line = lines.begin()
@@ -249,7 +249,11 @@ def _parsed(lines: _Lines, tabs: bool) -> Iterator[_Record]:
             continue
         if cells is None:
             return
-        if cells:
+        if lines.undecoded:
+            # The rest of the text stays readable for whoever looks into the quarantine.
+            cells = [_SURROGATE.sub("\ufffd", cell) for cell in cells]
+            yield _Record(line, cells, f"line {line} is not valid {encoding} (see source.encoding)")
+        elif cells:
             yield _Record(line, cells)
 
 
