@@ -1,7 +1,7 @@
 """Examples that share a row, as tensors: nothing of one reaches another.
 
-Positions begin anew at each example, by which the model's attention keeps them apart (transformers reads packing from
-positions that restart, where no mask is given); targets are the next tokens that have loss, and none across the seam.
+Attention goes example by example (`engine.finetune.attention`), or by positions that begin anew at each, from which
+transformers makes a mask where none is given; targets are the next tokens that have loss, and none across the seam.
 Only rows of one length are stacked, so a row stands alone: (1, T). Left out: which examples share a row
 (`engine.finetune.packing`). Called by the learner.
 
@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from engine.finetune.attention import LENGTHS, is_packed
 from engine.finetune.formats import Example
 
 if TYPE_CHECKING:
@@ -29,10 +30,12 @@ class Row:
     ids_1T: "torch.Tensor"
     positions_1T: "torch.Tensor"
     targets_1T: "torch.Tensor"
+    lengths: tuple[int, ...] = ()
+    """Tokens of each example, T together."""
 
     def to(self, device: Any) -> "Row":
         """The same on a device."""
-        return Row(self.ids_1T.to(device), self.positions_1T.to(device), self.targets_1T.to(device))
+        return Row(self.ids_1T.to(device), self.positions_1T.to(device), self.targets_1T.to(device), self.lengths)
 
 
 def make_row(examples: Sequence[Example]) -> Row:
@@ -52,7 +55,8 @@ def make_row(examples: Sequence[Example]) -> Row:
         targets.append(wanted)
     if not examples:
         ids, positions, targets = [np.zeros(1, np.int64)], [np.zeros(1, np.int64)], [np.full(1, IGNORED, np.int64)]
-    return Row(*(torch.from_numpy(np.concatenate(each))[None] for each in (ids, positions, targets)))
+    lengths = tuple(len(each) for each in ids)
+    return Row(*(torch.from_numpy(np.concatenate(each))[None] for each in (ids, positions, targets)), lengths)
 
 
 def next_token_losses(model: Any, row: Row) -> "torch.Tensor":
@@ -65,7 +69,10 @@ def next_token_losses(model: Any, row: Row) -> "torch.Tensor":
 
     at_L = (row.targets_1T[0] != IGNORED).nonzero()[:, 0]
     keep = at_L if len(at_L) else torch.zeros(1, dtype=torch.long, device=at_L.device)
-    logits_1LV = model(input_ids=row.ids_1T, position_ids=row.positions_1T, use_cache=False, logits_to_keep=keep).logits
+    apart = {LENGTHS: row.lengths} if is_packed(model) else {}
+    logits_1LV = model(
+        input_ids=row.ids_1T, position_ids=row.positions_1T, use_cache=False, logits_to_keep=keep, **apart
+    ).logits
     targets_L = row.targets_1T[0, keep]
     losses_L = torch.nn.functional.cross_entropy(
         logits_1LV[0].float(), targets_L, reduction="none", ignore_index=IGNORED

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from engine.finetune.attention import use_packed_attention
 from engine.finetune.batches import Row, make_row, next_token_losses
 from engine.finetune.learner import Learner
 from engine.finetune.loop import LOSS, Portion
@@ -71,6 +72,7 @@ class FineTuning:
             new = grow(model, self._tokenizer)
             if self._lora:
                 model = with_adapter(model, self._lora, new_tokens=new, head=[], saved=weights)
+        use_packed_attention(model)
         if self._recompute:
             model.gradient_checkpointing_enable({"use_reentrant": False})
             model.enable_input_require_grads()

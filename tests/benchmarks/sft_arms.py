@@ -14,6 +14,7 @@ from contextlib import contextmanager
 import torch
 
 from engine.finetune import pack
+from engine.finetune.attention import use_packed_attention
 from engine.finetune.batches import make_row, next_token_losses
 from engine.finetune.formats import Example
 from engine.finetune.learner import Learner
@@ -29,13 +30,13 @@ def ours(steps):
     """The learner under DeepSpeed, examples packed into rows of as many tokens as the peer's micro-batch may have."""
     torch.distributed.init_process_group("gloo", f"file:///tmp/sft-arm-{os.getpid()}", rank=0, world_size=1)
     os.environ.update(RANK="0", WORLD_SIZE="1", LOCAL_RANK="0")
-    learner = Learner(load_causal_lm(MODEL), OPTIMISER, ParallelOptions(), len(steps))
+    learner = Learner(use_packed_attention(load_causal_lm(MODEL)), OPTIMISER, ParallelOptions(), len(steps))
     return [_timed(some, lambda some=some: learner.step(_rows(some), _weight(some), _loss)) for some in steps]
 
 
 def bare(steps):
     """The same rows in a loop of torch alone: what DeepSpeed adds is the difference."""
-    model = load_causal_lm(MODEL).train()
+    model = use_packed_attention(load_causal_lm(MODEL)).train()
     optimiser = torch.optim.AdamW(model.parameters(), lr=1e-5, fused=True)
     parts = defaultdict(float)
 

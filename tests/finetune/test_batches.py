@@ -4,6 +4,7 @@ import pytest
 import torch
 from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM, Qwen2Config, Qwen2ForCausalLM
 
+from engine.finetune.attention import is_packed, use_packed_attention
 from engine.finetune.batches import IGNORED, make_row, next_token_losses
 from engine.finetune.formats import Example
 
@@ -37,15 +38,29 @@ def test_targets_are_the_next_tokens_that_have_loss():
     assert [each.loss_tokens for each in EXAMPLES] == [3, 2, 2]
 
 
+@pytest.mark.parametrize("packed", [False, True])
 @pytest.mark.parametrize("kind", ["llama", "qwen", "gpt2"])
-def test_nothing_of_one_example_reaches_another(kind):
-    model = tiny(kind)
+def test_nothing_of_one_example_reaches_another(kind, packed):
+    model = use_packed_attention(tiny(kind)) if packed else tiny(kind)
+    assert is_packed(model) == packed
     with torch.inference_mode():
         together = next_token_losses(model, make_row(EXAMPLES))
         alone = torch.cat([next_token_losses(model, make_row([each])) for each in EXAMPLES])
         other = next_token_losses(model, make_row([Example([40, 41, 42, 43, 44], [(2, 5)]), *EXAMPLES[1:]]))
     assert torch.allclose(together, alone, atol=1e-5)
     assert torch.allclose(together[3:], other[3:], atol=1e-6)
+
+
+def test_a_model_that_looks_at_a_window_keeps_its_own_attention():
+    from transformers import Gemma3ForCausalLM, Gemma3TextConfig
+
+    config = Gemma3TextConfig(vocab_size=50, head_dim=8, sliding_window=4, max_position_embeddings=64, **SIZES)
+    model = use_packed_attention(Gemma3ForCausalLM(config).eval())
+    assert not is_packed(model)
+    with torch.inference_mode():
+        together = next_token_losses(model, make_row(EXAMPLES))
+        alone = torch.cat([next_token_losses(model, make_row([each])) for each in EXAMPLES])
+    assert torch.allclose(together, alone, atol=1e-5)
 
 
 def test_losses_are_those_of_the_whole_model():

@@ -45,7 +45,7 @@ def losses(request, tmp_path_factory):
     finally:
         for each in workers:
             each.kill()
-    assert all(each.returncode == 0 for each in workers), said
+    assert not any(each.returncode for each in workers), [each.returncode for each in workers] + said
     return json.loads((folder / f"losses-{world}.json").read_text())
 
 

@@ -13,6 +13,7 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from engine.finetune import DataOrder, pack, share
+from engine.finetune.attention import use_packed_attention
 from engine.finetune.batches import make_row, next_token_losses
 from engine.finetune.formats import Example
 from engine.finetune.learner import Learner, learning_rate
@@ -70,7 +71,7 @@ def plainly():
 
 def train(rank, world, folder, zero, packed, resume):
     """Losses of a training, which is broken off and taken up in the middle if `resume` says so."""
-    learner = Learner(tiny(), OPTIONS, ParallelOptions(zero=zero, workers=world), STEPS)
+    learner = Learner(use_packed_attention(tiny()), OPTIONS, ParallelOptions(zero=zero, workers=world), STEPS)
     losses = []
     for number in range(STEPS):
         if resume and number == STEPS // 2:
@@ -80,7 +81,7 @@ def train(rank, world, folder, zero, packed, resume):
             kept = engine._zero3_consolidated_16bit_state_dict() if zero == 3 else engine.module.state_dict()
             box = [{name: each.clone() for name, each in kept.items()} if rank == 0 else None]
             torch.distributed.broadcast_object_list(box, 0)  # between processes of this test alone
-            model = tiny(seed=1)
+            model = use_packed_attention(tiny(seed=1))
             model.load_state_dict(box[0])
             learner = Learner(model, OPTIONS, ParallelOptions(zero=zero, workers=world), STEPS)
             learner.load(folder)
@@ -104,6 +105,7 @@ def main():
         if world == 1:
             found["plain"] = plainly()
         (folder / f"losses-{world}.json").write_text(json.dumps(found))
+    torch.distributed.barrier()
     torch.distributed.destroy_process_group()
 
 
