@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from engine.config import build_recipe
-from jobs import corpus, sieve
+from jobs import corpus, sft, sieve
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
@@ -63,7 +63,8 @@ def test_recipes_are_recipes(text):
     from ruamel.yaml import YAML
 
     data = YAML(typ="safe", pure=True).load(text)
-    build_recipe((sieve if "criterion" in data else corpus).RECIPE, data)
+    job = sieve if "criterion" in data else sft if "training" in data else corpus
+    build_recipe(job.RECIPE, data)
 
 
 def test_every_file_it_names_is_there():

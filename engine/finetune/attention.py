@@ -1,9 +1,9 @@
 """Attention for rows that several examples share: each attends to itself alone, and no work is done for the others.
 
-With a mask, the attention of a row of T tokens costs T squared, whatever lies in it; example by example it costs the sum
-of their squares, through the same kernel of torch. The lengths of a row's examples travel to the layers as an argument
-of the model's forward. A model whose layers look at a window keeps its own attention, for which transformers makes masks
-from positions that begin anew.
+With a mask, the attention of a row of T tokens costs T squared, whatever lies in it; example by example it costs the
+sum of their squares, through the same kernel of torch. The lengths of a row's examples travel to the layers as an
+argument of the model's forward. A model whose layers look at a window keeps its own attention, for which transformers
+makes masks from positions that begin anew.
 
 Left out: rows (`engine.finetune.batches`). Called by the tasks, and through transformers by the model's layers.
 """
@@ -28,7 +28,7 @@ def use_packed_attention(model: Any) -> Any:
     def attend(
         module: Any, query: Any, key: Any, value: Any, mask: Any, *arguments: Any,
         example_lengths: Sequence[int] | None = None, **named: Any,
-    ) -> tuple[Any, None]:  # fmt: skip
+    ) -> Any:  # fmt: skip
         """Shapes as in transformers: (1, heads, T, width) each, and back (1, T, heads, width)."""
         import torch
 

@@ -56,7 +56,8 @@ def make_row(examples: Sequence[Example]) -> Row:
     if not examples:
         ids, positions, targets = [np.zeros(1, np.int64)], [np.zeros(1, np.int64)], [np.full(1, IGNORED, np.int64)]
     lengths = tuple(len(each) for each in ids)
-    return Row(*(torch.from_numpy(np.concatenate(each))[None] for each in (ids, positions, targets)), lengths)
+    ids_T, positions_T, targets_T = (torch.from_numpy(np.concatenate(each)) for each in (ids, positions, targets))
+    return Row(ids_T[None], positions_T[None], targets_T[None], lengths)
 
 
 def next_token_losses(model: Any, row: Row) -> "torch.Tensor":

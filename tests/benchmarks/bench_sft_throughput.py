@@ -1,4 +1,4 @@
-"""Fine-tuning against TRL's SFTTrainer: SmolLM2-135M, all weights, float32, two threads, 16 examples a step.
+"""Fine-tuning against TRL's SFTTrainer: SmolLM2-135M, all weights, float32, two threads, 8 examples a step.
 
 Two kinds of data. `edits`: LintSeq's training texts of the standard library's functions, of at most 512 tokens; a
 micro-batch of the peer is 4 of them, padded, ours holds as many tokens as 4 of the longest. `full`: every example has
@@ -25,7 +25,7 @@ from engine.lintseq import sample_edit_sequence
 from tests.benchmarks.programs import functions
 from tests.benchmarks.sft_arms import MODEL, PER_STEP, WARM, WINDOW
 
-STEPS, ROUNDS = 6, 2
+STEPS, ROUNDS = 3, 2
 ARMS = ("ours", "bare", "trl")
 
 

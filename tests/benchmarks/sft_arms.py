@@ -1,7 +1,7 @@
 """One arm of `bench_sft_throughput` in a process of its own: `python -m tests.benchmarks.sft_arms ARM DATA`.
 
-Trains SmolLM2-135M, all of it, in float32 on two threads, on the examples in DATA (ids and loss ranges), 16 a step, and
-prints the tokens, seconds and CPU seconds of each step after the first two, with what the step's parts took.
+Trains SmolLM2-135M, all of it, in float32 on two threads, on the examples in DATA (ids and loss ranges), 8 a step, and
+prints the tokens, seconds and CPU seconds of each step after the first, with what the step's parts took.
 """
 
 import json
@@ -22,7 +22,7 @@ from engine.finetune.options import OptimiserOptions, ParallelOptions
 from engine.models import load_causal_lm, load_tokenizer
 
 MODEL = "pkg:smollm2-135m"
-PER_STEP, MICRO, WINDOW, WARM = 16, 4, 512, 2
+PER_STEP, MICRO, WINDOW, WARM = 8, 4, 512, 1
 OPTIMISER = OptimiserOptions(learning_rate=1e-5, schedule="constant", warm_up=0.0, clip=1.0)
 
 

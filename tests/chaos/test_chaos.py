@@ -1,6 +1,6 @@
 """Kill drivers and workers at random moments; what is published must be what an undisturbed run publishes.
 
-HEADRACE_CHAOS_KILLS sets the number of kills (4 in CI; `make chaos` does 20), HEADRACE_CHAOS_SEED repeats a run.
+HEADRACE_CHAOS_KILLS sets the number of kills (2 in CI; `make chaos` does 20), HEADRACE_CHAOS_SEED repeats a run.
 """
 
 import json
@@ -22,7 +22,7 @@ from upath import UPath
 from engine.artifacts import read_dataset
 from engine.config import write_yaml
 
-KILLS = int(os.environ.get("HEADRACE_CHAOS_KILLS", "4"))
+KILLS = int(os.environ.get("HEADRACE_CHAOS_KILLS", "2"))
 SEED = int(os.environ.get("HEADRACE_CHAOS_SEED", time.time_ns() % 10**6))
 ROOT = Path(__file__).parents[2]
 RUN_DEADLINE = 300

@@ -9,6 +9,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import ray
+from fsspec import get_filesystem_class
 from moto.server import ThreadedMotoServer
 from upath import UPath
 
@@ -43,6 +44,8 @@ def store():
     with pytest.MonkeyPatch.context() as patch:
         for name, value in environment.items():
             patch.setenv(name, value)
+        # One that an earlier test made without credentials would be found again.
+        get_filesystem_class("s3").clear_instance_cache()
         UPath(f"s3://{BUCKET}").fs.mkdir(BUCKET)
         yield environment
     server.stop()

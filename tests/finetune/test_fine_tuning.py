@@ -1,5 +1,6 @@
 """The jobs `sft` and `reward-model` end to end on a small model: what is published, resumed and refused."""
 
+import shutil
 import signal
 import subprocess
 import sys
@@ -13,7 +14,7 @@ from safetensors.torch import load_file
 
 from engine.artifacts import read_model
 from engine.config import write_yaml
-from engine.errors import HeadraceError, Outdated
+from engine.errors import HeadraceError, Outdated, SourceError
 from engine.finetune.checkpoints import Checkpoints
 from engine.finetune.reward import read_calibration
 from engine.models import load_causal_lm, load_scorer, load_tokenizer
@@ -129,6 +130,39 @@ def test_a_reward_model_learns_which_is_better(cluster, workshop, format):
     assert tokenizer.pad_token_id != tokenizer.eos_token_id
     assert scorer.config.pad_token_id == tokenizer.pad_token_id
     assert "Calibration" in (outcome.output.parent / "report.html").read_text()
+
+
+def test_what_cannot_work_is_refused_before_anything_starts(workshop, tmp_path):
+    workshop.rows("programs")
+    cases = {
+        "has no column 'messages'": {"format": "chat"},
+        "want|wants": {"parallel": {"tokens_per_device": 10**9}},
+        "There is no model": {"model": str(tmp_path / "none")},
+        "has no chat template|no column": {"format": "responses"},
+    }
+    for said, keys in cases.items():
+        format = keys.pop("format", "programs")
+        path = str(tmp_path / "programs.parquet")
+        with pytest.raises(HeadraceError, match=said):
+            workshop.run("sft", format, source={"paths": [path], "roots": [str(tmp_path)]}, dry_run=True, **keys)
+    assert not (tmp_path / "runs").exists()
+
+
+def test_nothing_left_to_learn_from_is_told_with_its_reasons(cluster, workshop):
+    with pytest.raises(SourceError, match=r"Nothing is left to train on of 60 rows \(dropped: longer"):
+        workshop.run("sft", "programs", tokens={"window": 16, "held_out": 0.0})
+
+
+def test_another_model_is_refused(cluster, workshop, tmp_path):
+    keys = {"training": {"steps": 2, "measure_every": 1}}
+    with pytest.raises(HeadraceError, match=r"[Ll]oss (of|after) step"):
+        workshop.run("sft", "programs", optimiser={"learning_rate": 1e9, "clip": 0.0}, **keys)
+    shutil.copytree(workshop.model, tmp_path / "other")
+    (tmp_path / "other" / "chat_template.jinja").write_text("other")
+    with pytest.raises(Outdated, match=r"the input changed \(model\)"):
+        workshop.run(
+            "sft", "programs", model=str(tmp_path / "other"), optimiser={"learning_rate": 1e9, "clip": 0.0}, **keys
+        )
 
 
 def test_what_is_wrong_is_one_sentence_and_the_checkpoint_stays(cluster, workshop):

@@ -19,7 +19,7 @@ from workbench import make_workbench
 from engine.artifacts import read_dataset
 from engine.config import write_yaml
 
-KILLS = max(2, int(os.environ.get("HEADRACE_CHAOS_KILLS", "4")) // 2)
+KILLS = max(2, int(os.environ.get("HEADRACE_CHAOS_KILLS", "2")) // 2)
 SEED = int(os.environ.get("HEADRACE_CHAOS_SEED", time.time_ns() % 10**6))
 ROOT = Path(__file__).parents[2]
 AT_ONCE = 4

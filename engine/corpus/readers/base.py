@@ -13,7 +13,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib import import_module
-from typing import Protocol
+from typing import Any, Protocol
 
 import pyarrow as pa
 
@@ -32,11 +32,12 @@ _READERS = {
     "warc": ("engine.corpus.readers.warc", "WarcReader"),
 }
 
-_NOT_TEXT: dict[str, tuple[type, str]] = {
+_NOT_TEXT: dict[str, tuple[Any, str]] = {
     "messages": (list, "a list"),
     "edits": (list, "a list"),
     "seed": (int, "a whole number"),
     "path": (int, "a whole number"),
+    "label": ((str, int), "text or a whole number"),
 }
 """Required columns that hold something else than text: its Python type and its name."""
 
@@ -123,8 +124,8 @@ def column_view(
     return view
 
 
-def python_type(name: str) -> type:
-    """The Python type of a required column's values: `str`, `list` or `int`."""
+def python_type(name: str) -> Any:
+    """The Python type of a required column's values, as for `isinstance`: `str`, `list`, `int` or several."""
     return _NOT_TEXT[name][0] if name in _NOT_TEXT else str
 
 
@@ -137,12 +138,14 @@ def required_type(file: InputFile, name: str, type_: pa.DataType) -> pa.DataType
     """The type a required column is read as: text in any Arrow form becomes `string`. Raises `SchemaError`."""
     types = pa.types
     plain = type_.value_type if types.is_dictionary(type_) else type_
-    tests = {
-        str: (types.is_string, types.is_large_string, types.is_string_view),
+    texts = (types.is_string, types.is_large_string, types.is_string_view)
+    tests: dict[Any, tuple[Any, ...]] = {
+        str: texts,
         list: (types.is_list, types.is_large_list),
         int: (types.is_integer,),
-    }[python_type(name)]
-    if any(test(plain) for test in tests):
+        (str, int): (*texts, types.is_integer),
+    }
+    if any(test(plain) for test in tests[python_type(name)]):
         return pa.string() if python_type(name) is str else type_
     raise wrong_type(file, name, str(type_))
 
