@@ -20,7 +20,7 @@ lint: bootstrap  ## ruff and mypy
 	@$(BIN)/mypy
 
 test: lint       ## lint, then every test that needs no GPU
-	@$(BIN)/pytest -m "not gpu" -n 2 --dist loadfile
+	@$(BIN)/pytest -m "not gpu" -n 2 --dist loadfile --no-loadscope-reorder
 
 bench: bootstrap ## benchmarks; each writes its JSON to tests/benchmarks/results
 	@$(BIN)/python -m tests.benchmarks

@@ -119,23 +119,24 @@ class Planned:
     def stages(self) -> Callable[[int], list[Stage]]:
         """The stages of the stream, for a number of cores; only those that have something to do."""
         recipe, tasks = self.recipe, {each.task for each in self.questions}
-        options = recipe.engine
+        options, model = recipe.engine, portable(recipe.model)
 
         def stages(cores: int) -> list[Stage]:
             found = []
             own = 1 if options.gpus else max(1, min(cores, usable_cpus()) // options.actors)
             share: dict[str, Any] = {"actors": options.actors, "cpus": options.cpus or own, "gpus": options.gpus}
             if tasks & {"humaneval", "prompts"}:
-                generating = {"model": portable(recipe.model), "options": options, "sampling": recipe.sampling}
+                generating = {"model": model, "options": options, "sampling": recipe.sampling}
                 found.append(Stage("generate", Generating, generating, **share))
             if "humaneval" in tasks:
                 # Beside GPUs there are cores to spare for the sandbox; without, the same actor does it all.
                 beside = {"actors": max(1, cores - options.actors), "cpus": 1} if options.gpus else share
                 found.append(Stage("check", Checking, {"sandbox": recipe.sandbox}, **beside))
             if "heldout" in tasks:
-                found.append(Stage("measure", Measuring, {"model": recipe.model, "gpus": options.gpus}, **share))
+                found.append(Stage("measure", Measuring, {"model": model, "gpus": options.gpus}, **share))
             if recipe.reward and "prompts" in tasks:
-                found.append(Stage("reward", Rewarding, {"options": recipe.reward, "gpus": options.gpus}, **share))
+                scorer = recipe.reward.model_copy(update={"model": portable(recipe.reward.model)})
+                found.append(Stage("reward", Rewarding, {"options": scorer, "gpus": options.gpus}, **share))
             return found
 
         return stages

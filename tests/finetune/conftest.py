@@ -1,15 +1,25 @@
 """A small model with a real tokenizer, and rows to train it on."""
 
+import hashlib
+import os
+import tempfile
 from types import SimpleNamespace
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from engine import artifacts
+from engine.artifacts import Part
 from engine.config import build_recipe
+from engine.corpus.sink import encode
+from engine.finetune.job import FineTuningJob, _Job
+from engine.finetune.tokenise import Tokenise
+from engine.finetune.work import _train
 from engine.lintseq import sample_edit_sequence
 from engine.models import load_tokenizer, save_model
 from engine.runs import Invocation
+from engine.storage import locate
 from jobs.registry import load_job
 
 
@@ -89,4 +99,45 @@ def workshop(tmp_path, small):
         call = Invocation("headrace x", dry_run=dry_run, fresh=fresh)
         return load_job(job).run(recipe(job, format, **keys), call)
 
-    return SimpleNamespace(path=tmp_path, rows=rows, recipe=recipe, run=run, model=small)
+    def here(job, format, **keys):
+        """Tokenise and train in this process, without Ray; the run's directory."""
+        asked = recipe(job, format, **keys)
+        work = _Job(FineTuningJob(job), asked, Invocation("headrace x"))
+        table = pq.read_table(tmp_path / f"{format}.parquet")
+        rows = [
+            {**row, "source_part": f"{format}.parquet", "source_row": at} for at, row in enumerate(table.to_pylist())
+        ]
+        marked = pa.Table.from_pylist(rows)
+        for name in ("_drop", "_error"):
+            marked = marked.append_column(name, pa.nulls(len(marked), pa.string()))
+        made = Tokenise(recipe=work._tokens_recipe())(marked)
+        place = locate(str(tmp_path / f"tokens-{asked.name}"))
+        train_in(_published(made.drop_columns(["_drop", "_error"]), place), work)
+        return work.home.path
+
+    return SimpleNamespace(path=tmp_path, rows=rows, recipe=recipe, run=run, here=here, model=small)
+
+
+def train_in(dataset, work):
+    """Do a worker's part, as the only one."""
+    import torch
+
+    if not torch.distributed.is_initialized():
+        where = tempfile.mkdtemp(prefix="hrtest-")
+        os.environ.update(RANK="0", WORLD_SIZE="1", LOCAL_RANK="0")
+        torch.distributed.init_process_group("gloo", f"file://{where}/meet", rank=0, world_size=1)
+    work.home.open()
+    _train(work._assignment(dataset))
+
+
+def _published(table, place):
+    body = encode(table)
+    part = Part(name="part-000000", file="part.parquet", rows=len(table), bytes=len(body), sha256="0" * 64)
+    staging = artifacts.open_staging(place)
+    (staging / part.file).write_bytes(body)
+    fingerprint = hashlib.sha256(body).hexdigest()
+    manifest = artifacts.Manifest(
+        schema_name="tokens", columns={}, rows=len(table), parts=(part.model_copy(update={"sha256": fingerprint}),),
+        job="tokenise", recipe={}, recipe_fingerprint="", inputs_fingerprint="", code_version="", seed=0,
+    )  # fmt: skip
+    return artifacts.publish(staging, place, manifest)
