@@ -31,9 +31,9 @@ class RewardModel:
         self._at_once = _AT_ONCE if self._pad is not None else 1
 
     def scores(self, prompts: Sequence[str], answers: Sequence[str]) -> list[float]:
-        """A score for each answer to its prompt, in order; of what is too long the beginning is left out."""
+        """A score for each answer to its prompt, in order; what is too long is cut at its end, as in training."""
         pairs = zip(prompts, answers, strict=True)
-        ids = [scored_ids(self._tokenizer, *pair)[-self._window :] or [self._pad or 0] for pair in pairs]
+        ids = [scored_ids(self._tokenizer, *pair)[: self._window] or [self._pad or 0] for pair in pairs]
         found = [0.0] * len(ids)
         order = sorted(range(len(ids)), key=lambda at: len(ids[at]))
         for first in range(0, len(order), self._at_once):

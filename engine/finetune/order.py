@@ -3,7 +3,7 @@
 An epoch is a permutation of all examples, computed where it is needed by a keyed bijection (a Feistel network walked
 until it falls inside, as in format-preserving encryption), without any list of n. Epochs follow one another without a
 gap: a step may take the end of one and the beginning of the next. Left out: what the examples are
-(`engine.finetune.tokens`) and how a step is cut into micro-batches (`engine.finetune.packing`). Called by the loop.
+(`engine.finetune.tokenise`) and how a step is cut into micro-batches (`engine.finetune.packing`). Called by the loop.
 """
 
 import hashlib

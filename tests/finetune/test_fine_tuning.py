@@ -131,6 +131,16 @@ def test_a_reward_model_learns_which_is_better(workshop, format):
     assert scorer.config.pad_token_id == tokenizer.pad_token_id
 
 
+@pytest.mark.filterwarnings("ignore::DeprecationWarning:torch")  # DeepSpeed's ZeRO imports an old corner of it
+@pytest.mark.parametrize("keys", [{"parallel": {"zero": 2}}, {"lora": {"rank": 2}}, {}])
+def test_bfloat16_learns_too(workshop, keys):
+    workshop.rows("programs")
+    home = workshop.here("sft", "programs", **keys, training={"dtype": "bfloat16"})
+    found = [each.values["loss"] for each in state(home).measured]
+    assert found[-1] < found[0]
+    assert load_causal_lm(str(home / "model")).config.architectures == ["LlamaForCausalLM"]
+
+
 def test_what_cannot_work_is_refused_before_anything_starts(workshop, tmp_path):
     workshop.rows("programs")
     cases = {
