@@ -127,8 +127,10 @@ def stream(
         data = _by_tasks(shards, read, stages, sink, actors_at_once, IO_CPUS if stages else cpus)
     waiting = {shard.index: shard for shard in shards}
     try:
-        for batch in data.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0):
-            for row in batch.to_pylist():
+        # Not `iter_batches`: the thread it reads with outlives a reader that stops early, and ends a process that has
+        # left Ray by then.
+        for bundle in data.iter_internal_ref_bundles():
+            for row in pa.concat_tables(ray.get(list(bundle.block_refs))).to_pylist():
                 waiting.pop(row["shard"], None)
                 yield row
     except ExecutionTimeoutError:
