@@ -26,7 +26,8 @@ from engine.evaluation.options import Perturbation, RobustnessOptions
 from engine.evaluation.perturbation import perturb, perturb_function
 from engine.evaluation.recipe import EvaluationRecipe
 from engine.evaluation.styles import asked, bare_ids, chat_ids, wording
-from engine.finetune.formats import Example, chat_pieces, edit_pieces, encoder, fit, program_pieces, to_example
+from engine.finetune.formats import Example, chat_pieces, edit_example, encoder, fit, program_pieces, to_example
+from engine.lintseq.text import DIFF_TOKEN
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -168,6 +169,11 @@ def heldout_questions(
     """
     options, found = recipe.heldout, Questions()
     assert options
+    if options.rows == "edit_sequences" and DIFF_TOKEN not in tokenizer.get_vocab():
+        raise RecipeError(
+            f"The model {recipe.model} has no token {DIFF_TOKEN}, so it never learnt to read edits.",
+            "Measure it on heldout.rows=instructions, or train it with format: edits.",
+        )
     for row in rows:
         disturbed = recipe.robustness if options.rows != "documents" else None
         for variant, _ in _variants(disturbed, 1):
@@ -176,7 +182,7 @@ def heldout_questions(
                 rate, seed = _noise(recipe, row["key"], variant)
                 changed = _disturbed(changed, variant, rate, seed)
             try:
-                example = fit(_example(options.rows, changed, tokenizer), options.window, "truncate")
+                example = _example(options.rows, changed, tokenizer, options.window)
             except ValueError as error:
                 example = str(error)
             if isinstance(example, str):
@@ -242,14 +248,14 @@ def _disturbed(row: dict[str, Any], variant: Perturbation, rate: float, seed: in
     return {**row, "instruction": perturb(variant, row["instruction"] or "", rate=rate, seed=seed)}
 
 
-def _example(rows: str, row: Mapping[str, Any], tokenizer: "PreTrainedTokenizerBase") -> Example:
+def _example(rows: str, row: Mapping[str, Any], tokenizer: "PreTrainedTokenizerBase", window: int) -> Example | str:
+    if rows == "edit_sequences":
+        return edit_example(tokenizer, row["instruction"] or "", row["edits"] or [], window, "truncate")
     if rows == "documents":
         ids = bare_ids(tokenizer, row["text"] or "")
-        return Example(ids, [(0, len(ids))])
-    if rows in ("demonstrations", "responses"):
-        pieces = chat_pieces(tokenizer, row["messages"] or [])
-    elif rows == "instructions":
+        return fit(Example(ids, [(0, len(ids))]), window, "truncate")
+    if rows == "instructions":
         pieces = program_pieces(tokenizer, row["instruction"] or "", row["program"] or "")
     else:
-        pieces = edit_pieces(tokenizer, row["instruction"] or "", row["edits"] or [])
-    return to_example(pieces, encoder(tokenizer))
+        pieces = chat_pieces(tokenizer, row["messages"] or [])
+    return fit(to_example(pieces, encoder(tokenizer)), window, "truncate")

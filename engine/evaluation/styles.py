@@ -20,8 +20,8 @@ from typing import TYPE_CHECKING
 from engine.errors import SourceError
 from engine.evaluation.humaneval import Problem
 from engine.evaluation.options import HumanEvalOptions, Style
-from engine.finetune.formats import beginning, edit_pieces, encoder, program_pieces
-from engine.lintseq.text import DIFF_TOKEN, parse_completion, resolve
+from engine.finetune.formats import beginning, encoder, program_pieces
+from engine.lintseq.text import DIFF_TOKEN, parse_completion, prompt_text, resolve
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -61,8 +61,9 @@ def asked(style: Style, text: str, tokenizer: "PreTrainedTokenizerBase") -> list
         return chat_ids(tokenizer, [{"role": "user", "content": text}])
     if style == "plain":
         return bare_ids(tokenizer, text)
-    pieces = program_pieces(tokenizer, text, "") if style == "program" else edit_pieces(tokenizer, text, [])
-    return encoder(tokenizer)(pieces[0].text, True)
+    if style == "program":
+        return encoder(tokenizer)(program_pieces(tokenizer, text, "")[0].text, True)
+    return encoder(tokenizer)(beginning(tokenizer) + prompt_text(text), True)
 
 
 def bare_ids(tokenizer: "PreTrainedTokenizerBase", text: str) -> list[int]:

@@ -2,7 +2,7 @@
 
     demonstrations   `messages`, or `prompt` and `response`, through the tokenizer's chat template; loss on what the
                      assistant says, the token that ends its turn included
-    edit_sequences   LintSeq's text format (`engine.lintseq.text`); loss on the edits
+    edit_sequences   LintSeq's text format (`engine.lintseq.training`); loss on the edits
     instructions     instruction, newline, program, end of sequence; loss on the program
     documents        the text and the end of sequence, cut into windows; loss on all of it
     preferences      prompt and answer as a conversation where there is a template, else as they stand; no loss of
@@ -20,13 +20,15 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from engine.errors import SourceError
 from engine.finetune.bpe_dropout import BpeDropout
-from engine.lintseq.text import DIFF_TOKEN, prompt_text, to_training_text
+from engine.lintseq.training import training_example
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 Encode = Callable[[str, bool], list[int]]
 """Text and whether special tokens in it are meant -> ids."""
+
+NOT_SPELT = "not spelt by the vocabulary"
 
 _TEMPLATES = "Give chat_template, a Jinja file, or take a model that brings one, such as pkg:smollm2-135m."
 
@@ -125,14 +127,30 @@ def program_pieces(tokenizer: "PreTrainedTokenizerBase", instruction: str, progr
     ]
 
 
-def edit_pieces(tokenizer: "PreTrainedTokenizerBase", instruction: str, edits: Sequence[str]) -> list[Piece]:
-    """An instruction and its edits; special tokens in code are text. The tokenizer knows the diff token."""
-    prompt = prompt_text(instruction)
-    return [
-        Piece(f"{beginning(tokenizer)}{prompt}", loss=False, special=True),
-        Piece(to_training_text(instruction, edits)[len(prompt) :], loss=True, special=False),
-        Piece(str(tokenizer.eos_token), loss=True, special=True),
-    ]
+def edit_example(
+    tokenizer: "PreTrainedTokenizerBase",
+    instruction: str,
+    edits: Sequence[str],
+    window: int,
+    long: Literal["drop", "truncate"],
+    encode: Encode | None = None,
+) -> Example | str:
+    """An instruction and its edits, or the reason why they are dropped; too long ones are cut after a whole edit.
+
+    The tokenizer knows the diff token (`engine.lintseq.add_diff_token`); `encode` spells in its place.
+    """
+    front = beginning(tokenizer)
+
+    def spell(text: str, special: bool) -> list[int]:
+        assert encode is not None
+        return encode(front + text if special else text, special)
+
+    made = training_example(tokenizer, instruction, edits, max_tokens=window, spell=spell if encode else None)
+    if not made.exact:
+        return NOT_SPELT
+    if made.truncated and (long == "drop" or not made.edits):
+        return "longer than the window"
+    return Example(made.input_ids, [(made.loss_from, len(made.input_ids))])
 
 
 def text_examples(tokenizer: "PreTrainedTokenizerBase", text: str, window: int) -> list[Example | str]:
@@ -180,15 +198,6 @@ def fit(example: Example, window: int, long: Literal["drop", "truncate"]) -> Exa
         loss = [(start, min(end, window)) for start, end in example.loss if start < window]
         example = Example(example.ids[:window], loss)
     return example if example.loss_tokens else "nothing to learn"
-
-
-def fit_edits(tokenizer: "PreTrainedTokenizerBase", example: Example, window: int) -> Example | str:
-    """As `fit` with `truncate`, cut after the last whole edit: never within one, and without the ending."""
-    if len(example.ids) <= window:
-        return fit(example, window, "truncate")
-    diff = tokenizer.convert_tokens_to_ids(DIFF_TOKEN)
-    ends = [at + 1 for at in range(example.loss[0][0], window) if example.ids[at] == diff]
-    return fit(example, ends[-1], "truncate") if ends else "longer than the window"
 
 
 def spells(tokenizer: "PreTrainedTokenizerBase", example: Example, pieces: Sequence[Piece]) -> bool:

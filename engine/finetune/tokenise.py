@@ -27,14 +27,14 @@ from engine.corpus.recipe import DataRecipe
 from engine.errors import SourceError
 from engine.finetune.bpe_dropout import BpeDropout
 from engine.finetune.formats import (
+    NOT_SPELT,
     Encode,
     Example,
     chat_pieces,
     dropping,
-    edit_pieces,
+    edit_example,
     encoder,
     fit,
-    fit_edits,
     program_pieces,
     scored_ids,
     spells,
@@ -219,14 +219,13 @@ class Tokenise:
             messages = row["messages"] if format == "chat" else _turns(row["prompt"], row["response"])
             return fit(to_example(chat_pieces(tokenizer, messages), encode), options.window, options.long)
         if format == "edits":
-            pieces = edit_pieces(tokenizer, row["instruction"], row["edits"])
-        else:
-            pieces = program_pieces(tokenizer, row["instruction"], row["program"])
+            spell = None if encode is self._plain else encode
+            return edit_example(tokenizer, row["instruction"], row["edits"], options.window, options.long, spell)
+        pieces = program_pieces(tokenizer, row["instruction"], row["program"])
         example = to_example(pieces, encode)
         if not spells(tokenizer, example, pieces):
-            return "not spelt by the vocabulary"
-        cut = fit_edits if format == "edits" and options.long == "truncate" else None
-        return cut(tokenizer, example, options.window) if cut else fit(example, options.window, options.long)
+            return NOT_SPELT
+        return fit(example, options.window, options.long)
 
     def _scored(self, prompt: str, answer: str) -> Example | str:
         ids = scored_ids(self._tokenizer, prompt, answer)

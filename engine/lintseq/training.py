@@ -13,7 +13,7 @@ texts are valid Unicode, as Arrow's are. Called by `engine.finetune`, and for th
 report. Nothing here imports `transformers` before `counting_tokenizer` or `add_diff_token` is called.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 from typing import TYPE_CHECKING, Literal
@@ -96,8 +96,12 @@ def training_example(
     *,
     max_tokens: int = 1024,
     truncation: Literal["edit", "token"] = "edit",
+    spell: Callable[[str, bool], list[int]] | None = None,
 ) -> TrainingExample:
     """The tokens of a training text, at most `max_tokens` of them; the tokenizer has been through `add_diff_token`.
+
+    `spell` makes tokens in the tokenizer's place (BPE-dropout): of the prompt, in which special tokens are meant (its
+    second argument) and before which it puts what the tokenizer puts there, then of each edit behind a diff token.
 
     What is too long keeps its first tokens. `edit` keeps as many whole edits as fit, each with the diff token that
     ends it, and never the ending (two empty edits and the end of sequence), because the program is not finished
@@ -105,10 +109,12 @@ def training_example(
     at `max_tokens`, as the reference does.
     """
     diff, eos = _marks(tokenizer)
-    prompt = next(_prompts(tokenizer, [instruction], diff))
     # The newline before a diff token belongs to the piece it ends; the last empty edit has none to follow.
     pieces = [f"{DIFF_TOKEN}{edit}\n" for edit in (*edits, "")]
-    tokens = [*_tokens(tokenizer, pieces), [diff]]
+    if spell is None:
+        prompt, tokens = next(_prompts(tokenizer, [instruction], diff)), [*_tokens(tokenizer, pieces), [diff]]
+    else:
+        prompt, tokens = spell(prompt_text(instruction), True), [*(spell(each, False) for each in pieces), [diff]]
     ends = list(accumulate((len(each) for each in tokens[: len(edits)]), initial=len(prompt)))
     ids = prompt[:-1]
     for each in tokens:

@@ -18,10 +18,9 @@ from pathlib import Path
 
 import numpy as np
 
-from engine.finetune.formats import edit_pieces, encoder, to_example
 from engine.finetune.options import TokenOptions
 from engine.finetune.tokenise import tokenizer_for
-from engine.lintseq import sample_edit_sequence
+from engine.lintseq import sample_edit_sequence, training_example
 from tests.benchmarks.programs import functions
 from tests.benchmarks.sft_arms import MODEL, PER_STEP, WARM, WINDOW
 
@@ -66,11 +65,11 @@ def _edits():
     for at, program in enumerate(functions(5, 40)):
         instruction = program.partition("\n")[0]
         edits = sample_edit_sequence(program, seed=at)
-        example = to_example(edit_pieces(tokenizer, instruction, edits), encoder(tokenizer))
+        example = training_example(tokenizer, instruction, edits, max_tokens=WINDOW)
         # The peer's model keeps its vocabulary: the token that begins an edit stands for any other here.
-        ids = [min(each, 49151) for each in example.ids]
-        if len(ids) <= WINDOW:
-            found.append((ids, example.loss))
+        ids = [min(each, 49151) for each in example.input_ids]
+        if not example.truncated:
+            found.append((ids, [(example.loss_from, len(ids))]))
         if len(found) == (WARM + STEPS) * PER_STEP:
             return found
     raise AssertionError("too few functions")

@@ -30,7 +30,9 @@ def bench(tmp_path_factory, tiny_lm, tiny_bare_lm, tiny_reward):
         {"messages": [{"role": "user", "content": f"What is {n}?"}, {"role": "assistant", "content": f"It is {n}."}]}
         for n in range(4)
     ]
-    for name, rows in (("prompts", prompts), ("talks", talks)):
+    path = {"edits": ["@@ -0,0 +1 @@\n+print(1)"], "seed": 0, "path": 0}
+    edits = [{"instruction": "Say one.", "program": "print(1)", **path}]
+    for name, rows in (("prompts", prompts), ("talks", talks), ("edits", edits)):
         (folder / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     plain = {
         "model": tiny_lm, "runs": str(folder / "runs"), "workers": 1, "sampling": {"max_tokens": 12},
@@ -233,6 +235,7 @@ def test_a_dry_run_tells_the_budget_and_does_nothing(bench):
         ({"humaneval": {}, "robustness": {"samples": 2}}, RecipeError, "robustness.samples is larger"),
         ({"humaneval": {"styles": ["chat"]}, "model": "BARE"}, SourceError, "has no chat template"),
         ({"heldout": {"source": "talks"}}, SchemaError, "has no column 'text'"),
+        ({"heldout": {"source": "edits", "rows": "edit_sequences"}}, RecipeError, "never learnt to read edits"),
         ({"prompts": {"source": "prompts"}, "reward": {"model": "LM"}}, SourceError, "gives a text no single score"),
         ({"prompts": {"source": "prompts"}, "judge": {"against": "/none", "by": "reward"}, "reward": {"model": "R"}},
          ArtifactError, "holds no manifest"),

@@ -114,7 +114,7 @@ def test_what_cannot_be_learnt_is_marked_and_counted(format, row, drop):
 
 
 def test_too_long_a_sequence_of_edits_ends_after_a_whole_edit():
-    lines = [f"x{at} = {at}" for at in range(60)]
+    lines = [f"x{at} = '<|diff|>'" for at in range(60)]
     edits = [f"@@ -{at},0 +{at + 1},1 @@\n+{line}" for at, line in enumerate(lines)]
     row = {"instruction": "Count.", "program": "\n".join(lines), "edits": edits}
     (found,) = tokens(recipe("edits", window=200, long="truncate"), [row])
@@ -124,6 +124,20 @@ def test_too_long_a_sequence_of_edits_ends_after_a_whole_edit():
     whole = text.split("\n<|diff|>")[:-1]
     assert whole == edits[: len(whole)]
     assert len(found["ids"]) <= 200
+
+
+@pytest.mark.parametrize("rate", [0.0, 0.5])
+def test_edits_are_spelt_anew_each_epoch_around_the_same_diff_tokens(rate):
+    row = PROGRAM | {"edits": ["@@ -0,0 +1,2 @@\n+def fair(x):\n+    return x + 1"]}
+    found = tokens(recipe("edits", copies=2, bpe_dropout=rate, held_out=0.0), [row])
+    tokenizer = tokenizer_for(MODEL, "edits", recipe("edits").tokens)
+    text = f"{PROGRAM['instruction']}\n<|diff|>{row['edits'][0]}\n<|diff|>\n<|diff|><|im_end|>"
+    assert [tokenizer.decode(each["ids"]) for each in found] == [text, text]
+    diff = tokenizer.convert_tokens_to_ids("<|diff|>")
+    for each in found:
+        assert each["ids"].index(diff) + 1 == each["loss"][0]
+        assert each["ids"].count(diff) == 3
+    assert (found[0]["ids"] == found[1]["ids"]) == (rate == 0)
 
 
 def test_humaneval_is_refused_or_dropped():
