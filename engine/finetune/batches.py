@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     import torch
 
 IGNORED = -100
+"""A target that is none."""
 
 
 @dataclass(frozen=True)
@@ -68,14 +69,36 @@ def next_token_losses(model: Any, row: Row) -> "torch.Tensor":
     """
     import torch
 
+    keep_L, targets_L = _learnt(row)
+    logits_LV = _outputs(model, row, keep_L).flatten(0, 1)
+    return torch.nn.functional.cross_entropy(logits_LV.float(), targets_L, reduction="none", ignore_index=IGNORED)
+
+
+def next_token_loss(model: Any, row: Row) -> "torch.Tensor":
+    """The sum of `next_token_losses`, without its logits in memory where the model's head allows it."""
+    from engine.finetune.head import loss_head
+
+    head = loss_head(model)
+    if head is None:
+        return next_token_losses(model, row).sum()
+    keep_L, targets_L = _learnt(row)
+    with head.learning(targets_L):
+        loss: torch.Tensor = _outputs(model, row, keep_L)
+    return loss.float()
+
+
+def _learnt(row: Row) -> tuple["torch.Tensor", "torch.Tensor"]:
+    """Positions that have a target, and the targets; one without, where there is none."""
+    import torch
+
     at_L = (row.targets_1T[0] != IGNORED).nonzero()[:, 0]
-    keep = at_L if len(at_L) else torch.zeros(1, dtype=torch.long, device=at_L.device)
+    keep_L = at_L if len(at_L) else torch.zeros(1, dtype=torch.long, device=at_L.device)
+    return keep_L, row.targets_1T[0, keep_L]
+
+
+def _outputs(model: Any, row: Row, keep_L: "torch.Tensor") -> Any:
+    """What the head gives at these positions."""
     apart = {LENGTHS: row.lengths} if is_packed(model) else {}
-    logits_1LV = model(
-        input_ids=row.ids_1T, position_ids=row.positions_1T, use_cache=False, logits_to_keep=keep, **apart
+    return model(
+        input_ids=row.ids_1T, position_ids=row.positions_1T, use_cache=False, logits_to_keep=keep_L, **apart
     ).logits
-    targets_L = row.targets_1T[0, keep]
-    losses_L = torch.nn.functional.cross_entropy(
-        logits_1LV[0].float(), targets_L, reduction="none", ignore_index=IGNORED
-    )
-    return losses_L

@@ -2,8 +2,9 @@
 
 Weights, gradients, AdamW's averages and, in bfloat16, a float32 copy are counted exactly, shared among workers as ZeRO
 shares them. Activations are an estimate for a decoder: what the layers keep of a micro-batch for the way back, and the
-logits of every token, in float32, with their gradient. Left out: what Python and its libraries take, for which half a
-gigabyte is added. Called by `engine.finetune.job`.
+logits with their gradient in float32: those of a chunk of tokens (`engine.finetune.head`), or of all of them where the
+model caps its logits. Left out: what Python and its libraries take, for which half a gigabyte is added. Called by
+`engine.finetune.job`.
 """
 
 from dataclasses import dataclass
@@ -51,6 +52,8 @@ def forecast(
     import torch
     from transformers import AutoModel
 
+    from engine.finetune.head import CHUNK
+
     with torch.device("meta"):
         body = AutoModel.from_config(config)
     text = config.get_text_config()
@@ -70,5 +73,7 @@ def forecast(
     tokens = max(parallel.tokens_per_device, window)
     inner = getattr(text, "intermediate_size", None) or 4 * text.hidden_size
     per_token = text.num_hidden_layers * (text.hidden_size if parallel.recompute else 10 * text.hidden_size + 5 * inner)
-    activations = tokens * (per_token * width + (0 if scorer else text.vocab_size * _LOGITS))
+    capped = getattr(text, "final_logit_softcapping", None)
+    logits = 0 if scorer else (tokens if capped else min(tokens, CHUNK)) * text.vocab_size * _LOGITS
+    activations = tokens * per_token * width + logits + (0 if scorer or capped else embedding * 4)
     return Memory(parameters, trained, weights, gradients, optimiser, int(activations))

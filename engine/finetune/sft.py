@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from engine.finetune.attention import use_packed_attention
-from engine.finetune.batches import Row, make_row, next_token_losses
+from engine.finetune.batches import Row, make_row, next_token_loss
 from engine.finetune.learner import Learner
 from engine.finetune.loop import LOSS, Portion
 from engine.finetune.lora import merged, save_adapter, with_adapter
@@ -51,7 +51,7 @@ class FineTuning:
 
     def row_loss(self, model: Any, row: Row) -> "torch.Tensor":
         """See `Task`."""
-        return next_token_losses(model, row).sum()
+        return next_token_loss(model, row)
 
     def measure(self, learner: Learner) -> dict[str, float]:
         """See `Task`: nats per token with loss."""
@@ -65,6 +65,8 @@ class FineTuning:
 
     def load(self, weights: Path | None) -> Any:
         """See `Task`."""
+        from engine.finetune.head import use_loss_head
+
         if weights and not self._lora:
             model = load_causal_lm(str(weights), self._dtype)
         else:
@@ -72,7 +74,7 @@ class FineTuning:
             new = grow(model, self._tokenizer)
             if self._lora:
                 model = with_adapter(model, self._lora, new_tokens=new, head=[], saved=weights)
-        use_packed_attention(model)
+        use_loss_head(use_packed_attention(model))
         if self._recompute:
             model.gradient_checkpointing_enable({"use_reentrant": False})
             model.enable_input_require_grads()

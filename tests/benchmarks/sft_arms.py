@@ -15,8 +15,9 @@ import torch
 
 from engine.finetune import pack
 from engine.finetune.attention import use_packed_attention
-from engine.finetune.batches import make_row, next_token_losses
+from engine.finetune.batches import make_row, next_token_loss
 from engine.finetune.formats import Example
+from engine.finetune.head import use_loss_head
 from engine.finetune.learner import Learner
 from engine.finetune.options import OptimiserOptions, ParallelOptions
 from engine.models import load_causal_lm, load_tokenizer
@@ -30,13 +31,15 @@ def ours(steps):
     """The learner under DeepSpeed, examples packed into rows of as many tokens as the peer's micro-batch may have."""
     torch.distributed.init_process_group("gloo", f"file:///tmp/sft-arm-{os.getpid()}", rank=0, world_size=1)
     os.environ.update(RANK="0", WORLD_SIZE="1", LOCAL_RANK="0")
-    learner = Learner(use_packed_attention(load_causal_lm(MODEL)), OPTIMISER, ParallelOptions(), len(steps))
+    learner = Learner(
+        use_loss_head(use_packed_attention(load_causal_lm(MODEL))), OPTIMISER, ParallelOptions(), len(steps)
+    )
     return [_timed(some, lambda some=some: learner.step(_rows(some), _weight(some), _loss)) for some in steps]
 
 
 def bare(steps):
     """The same rows in a loop of torch alone: what DeepSpeed adds is the difference."""
-    model = use_packed_attention(load_causal_lm(MODEL)).train()
+    model = _model().train()
     optimiser = torch.optim.AdamW(model.parameters(), lr=1e-5, fused=True)
     parts = defaultdict(float)
 
@@ -112,6 +115,10 @@ def trl(steps, *, packing=False):
     ]
 
 
+def _model():
+    return use_loss_head(use_packed_attention(load_causal_lm(MODEL)))
+
+
 def _rows(some):
     packed = pack([len(each.ids) for each in some], MICRO * WINDOW)
     return [make_row([some[at] for at in row]) for row in packed]
@@ -122,7 +129,7 @@ def _weight(some):
 
 
 def _loss(model, row):
-    return next_token_losses(model, row).sum()
+    return next_token_loss(model, row)
 
 
 def _timed(some, step):

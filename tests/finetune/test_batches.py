@@ -5,8 +5,9 @@ import torch
 from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM, Qwen2Config, Qwen2ForCausalLM
 
 from engine.finetune.attention import is_packed, use_packed_attention
-from engine.finetune.batches import IGNORED, make_row, next_token_losses
+from engine.finetune.batches import IGNORED, make_row, next_token_loss, next_token_losses
 from engine.finetune.formats import Example
+from engine.finetune.head import CHUNK, LossHead, loss_head, use_loss_head
 
 SIZES = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4}
 
@@ -77,3 +78,43 @@ def test_a_row_of_nothing_has_no_loss_and_no_gradient():
     loss.backward()
     assert loss.item() == 0
     assert all(each.grad is None or not each.grad.any() for each in model.parameters())
+
+
+LONG = [Example(list(range(1, 45)), [(0, 44)]) for _ in range(CHUNK // 43 + 2)]
+"""More tokens with loss than the head takes at a time."""
+
+
+@pytest.mark.parametrize("examples", [EXAMPLES, LONG, []], ids=["few", "many", "none"])
+@pytest.mark.parametrize("kind", ["llama", "gpt2"])
+def test_a_head_that_gives_the_loss_gives_the_same_loss_and_gradients(kind, examples):
+    plain, model = tiny(kind), use_loss_head(tiny(kind))
+    row = make_row(examples)
+    wanted, found = next_token_losses(plain, row).sum(), next_token_loss(model, row)
+    assert loss_head(model) is not None
+    assert loss_head(plain) is None
+    assert torch.allclose(found, wanted, rtol=1e-5)
+    (wanted / 7).backward()
+    (found / 7).backward()
+    for ours, theirs in zip(model.parameters(), plain.parameters(), strict=True):
+        assert torch.allclose(ours.grad, theirs.grad, atol=1e-5)
+    assert next_token_losses(model, row).tolist() == next_token_losses(plain, row).tolist(), "it still gives logits"
+    assert model.state_dict().keys() == plain.state_dict().keys()
+
+
+def test_a_model_that_changes_its_logits_keeps_its_head():
+    from transformers import Gemma2Config, Gemma2ForCausalLM
+
+    torch.manual_seed(0)
+    config = Gemma2Config(vocab_size=50, head_dim=8, max_position_embeddings=64, **SIZES)
+    model = use_loss_head(Gemma2ForCausalLM(config).eval())
+    assert not isinstance(model.get_output_embeddings(), LossHead)
+    row = make_row(EXAMPLES)
+    assert next_token_loss(model, row).item() == next_token_losses(model, row).sum().item()
+
+
+def test_a_loss_that_fails_leaves_the_head_as_it_was():
+    model = use_loss_head(tiny("llama"))
+    head = loss_head(model)
+    with pytest.raises(RuntimeError), head.learning(torch.tensor([1, 2])):
+        head(torch.zeros(1, 3, 32))
+    assert head(torch.zeros(1, 3, 32)).shape == (1, 3, 50)

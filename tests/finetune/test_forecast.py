@@ -1,7 +1,7 @@
 """The forecast counts what can be counted exactly."""
 
 import pytest
-from transformers import GPT2Config, LlamaConfig, LlamaForCausalLM
+from transformers import Gemma2Config, GPT2Config, LlamaConfig, LlamaForCausalLM
 
 from engine.finetune.forecast import forecast
 from engine.finetune.options import LoraOptions, ParallelOptions, TrainingOptions
@@ -42,6 +42,14 @@ def test_an_adapter_trains_what_it_adds():
 
 @pytest.mark.parametrize("config", [CONFIG, GPT2Config(n_layer=2, n_embd=32, n_head=2, vocab_size=100)])
 def test_more_tokens_take_more_and_computing_anew_takes_less(config):
-    assert memory(config, tokens_per_device=4096).activations == 2 * memory(config, tokens_per_device=2048).activations
+    less, more = (memory(config, tokens_per_device=tokens).activations for tokens in (2048, 4096))
+    assert less < more < 2 * less, "the logits are those of a chunk, however many tokens there are"
     assert memory(config, recompute=True).activations < memory(config).activations
     assert memory(config, scorer=True).activations < memory(config).activations
+
+
+def test_a_model_that_caps_its_logits_keeps_them_all():
+    capped = Gemma2Config(
+        vocab_size=1000, hidden_size=64, intermediate_size=128, num_hidden_layers=3, num_attention_heads=4
+    )
+    assert memory(capped).activations - memory().activations > 1500 * 1000 * 12

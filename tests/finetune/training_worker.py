@@ -14,8 +14,9 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from engine.finetune import DataOrder, pack, share
 from engine.finetune.attention import use_packed_attention
-from engine.finetune.batches import make_row, next_token_losses
+from engine.finetune.batches import make_row, next_token_loss
 from engine.finetune.formats import Example
+from engine.finetune.head import use_loss_head
 from engine.finetune.learner import Learner, learning_rate
 from engine.finetune.options import OptimiserOptions, ParallelOptions
 
@@ -45,7 +46,7 @@ def step_of(number):
 
 
 def row_loss(model, row):
-    return next_token_losses(model, row).sum()
+    return next_token_loss(model, row)
 
 
 def plainly():
@@ -71,7 +72,9 @@ def plainly():
 
 def train(rank, world, folder, zero, packed, resume):
     """Losses of a training, which is broken off and taken up in the middle if `resume` says so."""
-    learner = Learner(use_packed_attention(tiny()), OPTIONS, ParallelOptions(zero=zero, workers=world), STEPS)
+    learner = Learner(
+        use_loss_head(use_packed_attention(tiny())), OPTIONS, ParallelOptions(zero=zero, workers=world), STEPS
+    )
     losses = []
     for number in range(STEPS):
         if resume and number == STEPS // 2:
@@ -81,7 +84,7 @@ def train(rank, world, folder, zero, packed, resume):
             kept = engine._zero3_consolidated_16bit_state_dict() if zero == 3 else engine.module.state_dict()
             box = [{name: each.clone() for name, each in kept.items()} if rank == 0 else None]
             torch.distributed.broadcast_object_list(box, 0)  # between processes of this test alone
-            model = use_packed_attention(tiny(seed=1))
+            model = use_loss_head(use_packed_attention(tiny(seed=1)))
             model.load_state_dict(box[0])
             learner = Learner(model, OPTIONS, ParallelOptions(zero=zero, workers=world), STEPS)
             learner.load(folder)
