@@ -21,11 +21,6 @@ def run(recipe: RewardRecipe, call: Invocation) -> Outcome:
     job = FineTuningJob(
         name="reward-model",
         given_away=given_away,
-        hints={
-            "train": "a smaller model, lora, fewer tokens.window, or more parallel.workers on more machines.",
-            "tokenise": "add cores with workers=...",
-            "start Ray": "give --address of a running Ray to skip it.",
-        },
     )
     return run_fine_tuning(job, recipe, call)
 

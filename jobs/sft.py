@@ -22,11 +22,6 @@ def run(recipe: SftRecipe, call: Invocation) -> Outcome:
     job = FineTuningJob(
         name="sft",
         given_away=given_away,
-        hints={
-            "train": "a smaller model, lora, fewer tokens.window, or more parallel.workers on more machines.",
-            "tokenise": "add cores with workers=...",
-            "start Ray": "give --address of a running Ray to skip it.",
-        },
         next_command=lambda model: f"headrace evaluate jobs/recipes/evaluate_smoke.yaml model={model}",
     )
     return run_fine_tuning(job, recipe, call)

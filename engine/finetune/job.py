@@ -12,9 +12,9 @@ import hashlib
 import json
 import math
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 from upath import UPath
@@ -30,7 +30,7 @@ from engine.finetune.checkpoints import Checkpoints, State
 from engine.finetune.forecast import Memory, forecast
 from engine.finetune.loop import total_steps
 from engine.finetune.recipe import FineTuningRecipe
-from engine.finetune.report import write_report
+from engine.finetune.report import HINTS, write_report
 from engine.finetune.tokenise import SCHEMA, GivenAway, Tokenise, TokensRecipe, statistics, tokenizer_for
 from engine.finetune.work import Assignment, run_workers
 from engine.models import fingerprint, portable, resolve, tokenizer_fingerprint
@@ -42,10 +42,9 @@ from engine.storage import writable
 
 @dataclass(frozen=True)
 class FineTuningJob:
-    """One kind of job: its name, what the bottleneck's remedies are, and what must not be trained on."""
+    """One kind of job: its name, and what must not be trained on."""
 
     name: str
-    hints: Mapping[str, str] = field(default_factory=dict)
     given_away: GivenAway | None = None
     next_command: Callable[[UPath], str] = lambda model: ""
 
@@ -244,13 +243,15 @@ class _Job:
         if not (reused and report.exists()):
             with self.watch.phase("report"):
                 dataset = read_dataset(Run("tokenise", self._tokens_recipe()).path / "dataset")
-                write_report(report, self.job, self.recipe, model, dataset, state, self.memory, self.watch.shares())
+                write_report(
+                    report, self.job.name, self.recipe, model, dataset, state, self.memory, self.watch.shares()
+                )
         return Outcome(
             self.job.name,
             model.path,
             facts,
             () if reused else self.watch.shares(),
-            self.job.hints,
+            HINTS,
             report,
             reused=reused,
             next_command=self.job.next_command(model.path),

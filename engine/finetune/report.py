@@ -18,10 +18,17 @@ from engine.finetune.reward import CALIBRATION, read_calibration
 from engine.observe import Report, Share, bottleneck, plots, read_metrics
 from engine.storage import is_local
 
+HINTS = {
+    "train": "a smaller model, lora, fewer tokens.window, or more parallel.workers on more machines.",
+    "tokenise": "add cores with workers=...",
+    "start Ray": "give --address of a running Ray to skip it.",
+}
+"""What would make a phase shorter."""
+
 
 def write_report(
     path: UPath,
-    job: Any,
+    job: str,
     recipe: FineTuningRecipe,
     model: Model,
     dataset: Dataset,
@@ -30,7 +37,7 @@ def write_report(
     shares: Sequence[Share],
 ) -> None:
     """Write RUN/report.html."""
-    report = Report(f"headrace {job.name}: {recipe.name}", f"a model at {model.path}")
+    report = Report(f"headrace {job}: {recipe.name}", f"a model at {model.path}")
     report.facts(
         {
             "steps": state.steps,
@@ -46,7 +53,7 @@ def write_report(
     if is_local(model.path) and (model.path / CALIBRATION).exists():
         _calibration(report, model)
     if shares:
-        report.figure("Where the time went", plots.waterfall(shares), bottleneck(shares, job.hints))
+        report.figure("Where the time went", plots.waterfall(shares), bottleneck(shares, HINTS))
     _data(report, dataset)
     report.text("Memory of a training worker, as forecast", str(memory))
     report.code("Recipe", write_yaml(model.manifest.recipe), "yaml")

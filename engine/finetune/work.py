@@ -36,6 +36,8 @@ from engine.observe import Progress, get_logger, read_metrics
 from engine.storage import is_local, storage_errors
 
 _log = get_logger("finetune")
+_NEWEST = 1 << 16
+"""Bytes of the metrics that are looked at while training: hundreds of steps, and the last measurement among them."""
 _POLL_SECONDS = 0.5
 
 
@@ -105,7 +107,7 @@ def _watched(trainer: Any, home: UPath, stall_seconds: float, recipe: FineTuning
         moved = time.monotonic()
         while thread.is_alive():
             thread.join(_POLL_SECONDS)
-            lines = read_metrics(home)
+            lines = read_metrics(home, newest=_NEWEST)
             now = _last(lines)
             if now.get("step", 0) > done:
                 progress.advance(now["step"] - done, **_shown(lines))
@@ -115,7 +117,7 @@ def _watched(trainer: Any, home: UPath, stall_seconds: float, recipe: FineTuning
                     f"Training workers have not finished a step for {stall_seconds:g} s after step {done:,}.",
                     "Look at their logs, or raise stall_seconds if a step may take that long; rerunning resumes.",
                 )
-        progress.advance(max(_steps(home) - done, 0), **_shown(read_metrics(home)))
+        progress.advance(max(_steps(home) - done, 0), **_shown(read_metrics(home, newest=_NEWEST)))
     if "error" in result:
         return _died(result["error"], home, recipe)
     value: dict[str, str] | None = result["value"]
@@ -216,7 +218,7 @@ def _named(said: dict[str, str]) -> HeadraceError:
 
 
 def _steps(home: UPath) -> int:
-    return int(_last(read_metrics(home)).get("step", 0))
+    return int(_last(read_metrics(home, newest=_NEWEST)).get("step", 0))
 
 
 def _last(lines: list[dict[str, Any]]) -> dict[str, Any]:

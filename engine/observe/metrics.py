@@ -87,15 +87,19 @@ class MetricsWriter:
         self._board.write(step, values)
 
 
-def read_metrics(run_dir: UPath) -> list[dict[str, Any]]:
-    """Every whole line of a run's metrics, in order; none where there is no file."""
-    lines = _read(run_dir / _FILE).splitlines()
+def read_metrics(run_dir: UPath, *, newest: int | None = None) -> list[dict[str, Any]]:
+    """Every whole line of a run's metrics, in order, or those in its `newest` bytes; none where there is no file."""
+    lines = _read(run_dir / _FILE, newest).splitlines()
     return [entry for entry in map(_entry, lines) if entry is not None]
 
 
-def _read(path: UPath) -> bytes:
+def _read(path: UPath, newest: int | None = None) -> bytes:
     try:
-        return bytes(path.read_bytes())
+        if newest is None:
+            return bytes(path.read_bytes())
+        with path.open("rb") as file:
+            file.seek(max(file.seek(0, os.SEEK_END) - newest, 0))
+            return bytes(file.read())
     except FileNotFoundError:
         return b""
 

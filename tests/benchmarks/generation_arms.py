@@ -1,7 +1,7 @@
 """One arm of `bench_generation` in a process of its own: `python -m tests.benchmarks.generation_arms ENGINE BATCH`.
 
 SmolLM2-135M in float32 writes 32 tokens for each of BATCH prompts at temperature 1, its end-of-sequence token ignored;
-prints the seconds of each batch after the first two.
+prints the seconds of each batch after the first.
 """
 
 import json
@@ -12,7 +12,7 @@ import torch
 
 from engine.models import VllmGenerator, load_causal_lm, load_tokenizer
 
-MODEL, NEW, WARM, TIMED = "pkg:smollm2-135m", 32, 2, 5
+MODEL, NEW, WARM, TIMED = "pkg:smollm2-135m", 32, 1, 3
 
 
 def vllm(prompts):

@@ -94,3 +94,15 @@ def test_no_file_is_no_metrics_and_a_bad_place_is_a_storage_error(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(StorageError), MetricsWriter(UPath(tmp_path / "file" / "run")):
         pass
+
+
+def test_the_newest_lines_are_read_without_the_others(tmp_path):
+    with MetricsWriter(UPath(tmp_path)) as metrics:
+        for step in range(1000):
+            metrics.log(step, loss=0.5)
+    every = read_metrics(UPath(tmp_path))
+    some = read_metrics(UPath(tmp_path), newest=1000)
+    assert 0 < len(some) < 50
+    assert some == every[-len(some) :]
+    assert read_metrics(UPath(tmp_path), newest=10**9) == every
+    assert read_metrics(UPath(tmp_path / "none"), newest=10) == []
