@@ -16,6 +16,7 @@ Left out: confinement (`engine.evaluation.sandbox`). Called by `engine.evaluatio
 import contextlib
 import json
 import os
+import re
 import selectors
 import time
 import warnings
@@ -84,12 +85,12 @@ class Checker:
         if not parses(program):
             return Checked(False, "syntax")
         passed = 0
+        tester = self._testing()  # it starts on its own time, not on the program's
         with self.sandbox.start(_candidate(program, task.entry_point)) as running:
             candidate = _Peer(running)
             said = candidate.read(running.deadline)
             if said.get("ready") is not True:
                 return Checked(False, _why(said))
-            tester = self._testing()
             tester.write({"entry_point": task.entry_point, "tests": task.tests, "preamble": task.preamble})
             while True:
                 asked = tester.read(running.deadline)
@@ -179,7 +180,8 @@ def _why(said: dict[str, Any]) -> str:
 
 
 def _candidate(program: str, entry_point: str) -> str:
-    return _program(_CANDIDATE.replace("PROGRAM", json.dumps(program)).replace("ENTRY", json.dumps(entry_point)))
+    given = {"PROGRAM": ascii(program), "ENTRY": ascii(entry_point)}
+    return _program(re.sub(r"\b(PROGRAM|ENTRY)\b", lambda match: given[match.group()], _CANDIDATE))
 
 
 def _program(main: str) -> str:

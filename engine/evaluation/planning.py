@@ -15,7 +15,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from engine import artifacts
-from engine.artifacts import Manifest, Parent, Part
+from engine.artifacts import Manifest, Parent, Part, read_dataset
 from engine.corpus import SourceConfig, Stage
 from engine.errors import SourceError
 from engine.evaluation.drawing import draw
@@ -28,13 +28,14 @@ from engine.evaluation.questions import (
     to_table,
 )
 from engine.evaluation.recipe import EvaluationRecipe
+from engine.evaluation.results import REFERENCE
 from engine.evaluation.sandbox import Sandbox
 from engine.evaluation.stages import Checking, Generating, Measuring, Rewarding
 from engine.models import fingerprint, load_tokenizer, portable, resolve
 from engine.models.generation import cache_bytes, window
 from engine.observe import duration
 from engine.resources import usable_cpus
-from engine.storage import writable
+from engine.storage import locate, writable
 
 _BASE = 1.2e9
 """Bytes of a process that has imported torch and vLLM, before any model."""
@@ -173,6 +174,8 @@ def prepare(recipe: EvaluationRecipe) -> Planned:
     uses = {"model": fingerprint(folder)}
     if recipe.reward:
         uses["reward"] = fingerprint(resolve(recipe.reward.model))
+    if recipe.judge and recipe.judge.against != REFERENCE:
+        uses["against"] = read_dataset(locate(recipe.judge.against)).fingerprint
     size = _BASE + _weights(recipe.model) * (bool(recipe.humaneval or recipe.prompts) + bool(recipe.heldout))
     size += _weights(recipe.reward.model) if recipe.reward else 0
     size += cache_bytes(config, recipe.engine.at_once, room) if recipe.engine.kind == "vllm" else 0

@@ -1,16 +1,20 @@
 """Plain Python values as JSON and back: what may pass between an untrusted program and whoever judges it.
 
 None, booleans, numbers, text, bytes, lists, tuples, sets and dictionaries of them, each coming back as the very type it
-was, never as a subclass whose comparison could lie. The same file serves both sides: it imports the standard library
-only. Left out: the conversation (`engine.evaluation.checker`).
+was, the standard library's kinds of dictionary as plain ones, and never as a subclass whose comparison could lie. The
+same file serves both sides: it imports the standard library only. Left out: the conversation
+(`engine.evaluation.checker`).
 """
 
 import json
 import math
+from collections import Counter, OrderedDict, defaultdict
 from collections.abc import Callable
 from typing import Any
 
 _TAG = "$"
+_DICTS = (Counter, OrderedDict, defaultdict)
+"""Dictionaries of the standard library, which equal plain ones and come back as such."""
 
 
 class NotPlain(TypeError):
@@ -39,7 +43,7 @@ def _pack(value: Any) -> Any:
         return [_pack(each) for each in value]
     if kind in (tuple, set, frozenset):
         return {_TAG: kind.__name__, "of": [_pack(each) for each in value]}
-    if kind is dict:
+    if kind is dict or isinstance(value, _DICTS):
         return {_TAG: "dict", "of": [[_pack(key), _pack(each)] for key, each in value.items()]}
     if kind is complex:
         return {_TAG: "complex", "of": [_pack(value.real), _pack(value.imag)]}

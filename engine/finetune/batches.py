@@ -84,7 +84,7 @@ def next_token_loss(model: Any, row: Row) -> "torch.Tensor":
     keep_L, targets_L = _learnt(row)
     with head.learning(targets_L):
         loss: torch.Tensor = _outputs(model, row, keep_L)
-    return loss.float()
+    return loss
 
 
 def _learnt(row: Row) -> tuple["torch.Tensor", "torch.Tensor"]:

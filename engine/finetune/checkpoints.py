@@ -68,14 +68,18 @@ class Checkpoints:
 
     @contextlib.contextmanager
     def opened(self, step: int) -> Iterator[Path]:
-        """A checkpoint's directory on this machine; a copy of it while the block runs if it is elsewhere."""
+        """A checkpoint's directory on this machine; if it is elsewhere a copy while the block runs, of the weights and
+        of this worker's part."""
         place = self._at(step)
         if is_local(place):
             yield Path(str(place))
             return
         with tempfile.TemporaryDirectory() as copy:
-            place.fs.get(place.path, f"{copy}/all", recursive=True)
-            yield Path(copy) / "all"
+            place.fs.get((place / _WEIGHTS).path, f"{copy}/{_WEIGHTS}", recursive=True)
+            for name in names(place):
+                if name.startswith(f"worker-{self._rank:05d}-"):
+                    place.fs.get_file((place / name).path, f"{copy}/{name}")
+            yield Path(copy)
 
     def weights_of(self, folder: Path) -> Path:
         """Where a checkpoint's weights are."""
@@ -86,14 +90,30 @@ class Checkpoints:
 
         Raises `StorageError` on every worker if one of them could not write; the checkpoints of before stay then.
         """
-        place, failed = self._at(state.steps), ""
-        try:
+        place = self._at(state.steps)
+
+        def remove() -> None:
             if self._rank == 0:
                 self._remove(place)
-            self._agree(True)  # nobody writes before what a kill left is gone
+
+        def put() -> None:
             with self._writable(place) as folder:
                 write(folder)
                 _sync(folder)
+
+        def commit() -> None:
+            if self._rank == 0:
+                replace(place / _STATE, state.model_dump_json().encode())
+                self._tidy(state)
+
+        for part in (remove, put, commit):  # nobody begins one before all have done the one before
+            self._together(part, state.steps)
+
+    def _together(self, part: Callable[[], None], step: int) -> None:
+        """Do a part of the work, wait for the others, and raise if it went wrong anywhere."""
+        failed = ""
+        try:
+            part()
         except HeadraceError as error:
             failed = str(error)
         # Writers of several libraries, each with exceptions of its own, and none may keep the others waiting.
@@ -101,14 +121,10 @@ class Checkpoints:
             failed = str(error).strip().partition("\n")[0][:200] or type(error).__name__
         if not self._agree(not failed):
             raise StorageError(
-                f"The checkpoint of step {state.steps:,} cannot be written to {place}"
+                f"The checkpoint of step {step:,} cannot be written to {self._at(step)}"
                 f" ({failed or 'another worker failed'}).",
                 "Free some space there, then run the same command again: it goes on from the checkpoint before.",
             )
-        if self._rank == 0:
-            replace(place / _STATE, state.model_dump_json().encode())
-            self._tidy(state)
-        self._agree(True)
 
     @contextlib.contextmanager
     def _writable(self, place: UPath) -> Iterator[Path]:

@@ -30,7 +30,7 @@ Encode = Callable[[str, bool], list[int]]
 
 NOT_SPELT = "not spelt by the vocabulary"
 
-_TEMPLATES = "Give chat_template, a Jinja file, or take a model that brings one, such as pkg:smollm2-135m."
+TEMPLATES = "Give chat_template, a Jinja file, or take a model that brings one, such as pkg:smollm2-135m."
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,12 +90,14 @@ def chat_pieces(tokenizer: "PreTrainedTokenizerBase", messages: Sequence[Mapping
 
     The template is rendered up to each of the assistant's turns, as it is when the model is asked, and past it; the
     difference is the turn. Raises `SourceError` for a tokenizer without a template, one whose template rewrites what
-    came before, and one that refuses the conversation; `ValueError` for a conversation that says nothing.
+    came before; `ValueError` for a conversation that says nothing or that the template refuses.
     """
     if tokenizer.chat_template is None:
-        raise SourceError(f"The tokenizer {tokenizer.name_or_path} has no chat template.", _TEMPLATES)
-    if not messages or not any(each["role"] == "assistant" and each["content"].strip() for each in messages):
+        raise SourceError(f"The tokenizer {tokenizer.name_or_path} has no chat template.", TEMPLATES)
+    if not messages or not any(each["role"] == "assistant" and (each["content"] or "").strip() for each in messages):
         raise ValueError("no turn of the assistant")
+    if any(each["content"] is None for each in messages):
+        raise ValueError("a turn without content")
     pieces: list[Piece] = []
     done = ""
     for at, message in enumerate(messages):
@@ -107,7 +109,7 @@ def chat_pieces(tokenizer: "PreTrainedTokenizerBase", messages: Sequence[Mapping
             raise SourceError(
                 f"The chat template of {tokenizer.name_or_path} writes earlier turns anew once later ones come, so"
                 " what the assistant says cannot be told from the prompt.",
-                _TEMPLATES,
+                TEMPLATES,
             )
         # A line break after the token that ends the turn is the template's, not the assistant's.
         turn = after[len(before) :]
@@ -214,9 +216,7 @@ def _rendered(tokenizer: "PreTrainedTokenizerBase", messages: Sequence[Mapping[s
     # Templates are programs: they raise what they like at conversations that they do not foresee.
     except Exception as error:
         why = str(error).strip().partition("\n")[0][:200]
-        raise SourceError(
-            f"The chat template of {tokenizer.name_or_path} refuses a conversation ({why}).", _TEMPLATES
-        ) from error
+        raise ValueError(f"the chat template refuses the conversation ({why})") from error
     return str(text)
 
 

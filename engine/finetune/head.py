@@ -32,9 +32,12 @@ class LossHead(torch.nn.Linear):
             return super().forward(hidden)
         on_cpu = hidden.device.type == "cpu"
         options = LinearCrossEntropyOptions(batch_chunk_size=CHUNK) if on_cpu else LinearCrossEntropyOptions()
-        return linear_cross_entropy(
-            hidden.flatten(0, -2), self.weight, self.targets, reduction="sum", ignore_index=IGNORED, options=options
+        # A sum in half precision would lose its digits; token by token the gradient is computed on the way back.
+        reduction = "sum" if hidden.dtype == torch.float32 else "none"
+        found = linear_cross_entropy(
+            hidden.flatten(0, -2), self.weight, self.targets, reduction=reduction, ignore_index=IGNORED, options=options
         )
+        return found.float().sum()
 
     @contextmanager
     def learning(self, targets_L: torch.Tensor) -> Iterator[None]:

@@ -100,8 +100,8 @@ class _Job:
             self.home.open()
             configure_logging(self.home.path)
             with session(self.call.address) as ray_session:
-                dataset = self._tokenise()
                 preflight(self._demands(), capacity(ray_session))
+                dataset = self._tokenise()
                 with self.watch.phase("train"):
                     run_workers(self._assignment(dataset), self.recipe.stall_seconds)
             return self._outcome(artifacts.read_model(self.output), reused=False)

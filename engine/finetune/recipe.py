@@ -71,5 +71,15 @@ class RewardRecipe(FineTuningRecipe):
 
     format: Literal["pairs", "labels"]
     """pairs: preferences (prompt, chosen, rejected); labels: text and label."""
+
+    @model_validator(mode="after")
+    def _holds_a_pair(self) -> "RewardRecipe":
+        if self.format == "pairs" and 2 * self.tokens.window > self.parallel.tokens_per_device:
+            raise ValueError(
+                f"parallel.tokens_per_device ({self.parallel.tokens_per_device}) must hold a pair, twice tokens.window"
+                f" ({self.tokens.window})"
+            )
+        return self
+
     classes: dict[str, Literal[0, 1]] = {"0": 0, "1": 1}
     """labels: what a label stands for, 1 for what shall score high; rows with any other are dropped and counted."""

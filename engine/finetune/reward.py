@@ -27,7 +27,7 @@ from engine.finetune.order import Indices
 from engine.finetune.packing import share
 from engine.finetune.sft import grow
 from engine.finetune.store import Ints, TokenStore
-from engine.models import load_scorer, save_model
+from engine.models import load_scorer, load_tokenizer, save_model
 
 if TYPE_CHECKING:
     import torch
@@ -62,10 +62,11 @@ class RewardTraining:
         pairs: bool,
         dtype: str = "float32",
         lora: LoraOptions | None = None,
+        recompute: bool = False,
     ) -> None:
         self.examples = len(store.train)
         self._store, self._model, self._tokenizer, self._capacity = store, model, tokenizer, capacity
-        self._pairs, self._dtype, self._lora = pairs, dtype, lora
+        self._pairs, self._dtype, self._lora, self._recompute = pairs, dtype, lora, recompute
         self._padding = pad_with_another_than_eos(tokenizer)
         self._calibration: Calibration | None = None
 
@@ -107,10 +108,17 @@ class RewardTraining:
 
     def load(self, weights: Path | None) -> Any:
         """See `Task`."""
+        model = self._loaded(weights)
+        if self._recompute:
+            model.gradient_checkpointing_enable({"use_reentrant": False})
+            model.enable_input_require_grads()
+        return model
+
+    def _loaded(self, weights: Path | None) -> Any:
         if weights and not self._lora:
             return load_scorer(str(weights), self._dtype)
         model = load_scorer(self._model, self._dtype, new_head=True)
-        grow(model, self._tokenizer)
+        grow(model, self._tokenizer, load_tokenizer(self._model))
         model.config.pad_token_id = self._padding
         if self._lora:
             head = [name for name, _ in model.named_children() if name != model.base_model_prefix]

@@ -16,7 +16,7 @@ from engine.finetune.options import LoraOptions
 from engine.finetune.order import Indices
 from engine.finetune.packing import pack, share
 from engine.finetune.store import TokenStore
-from engine.models import load_causal_lm, save_model
+from engine.models import load_causal_lm, load_tokenizer, save_model
 
 if TYPE_CHECKING:
     import torch
@@ -71,7 +71,7 @@ class FineTuning:
             model = load_causal_lm(str(weights), self._dtype)
         else:
             model = load_causal_lm(self._model, self._dtype)
-            new = grow(model, self._tokenizer)
+            new = grow(model, self._tokenizer, load_tokenizer(self._model))
             if self._lora:
                 model = with_adapter(model, self._lora, new_tokens=new, head=[], saved=weights)
         use_loss_head(use_packed_attention(model))
@@ -115,18 +115,21 @@ class _Lazily(Sequence[Row]):
         return make_row([self._store[number] for number in self._rows[at]])
 
 
-def grow(model: Any, tokenizer: "PreTrainedTokenizerBase") -> list[int]:
-    """Give every token of the tokenizer a row of the embedding; the tokens that are new.
+def grow(model: Any, tokenizer: "PreTrainedTokenizerBase", known: "PreTrainedTokenizerBase") -> list[int]:
+    """Give every token of the tokenizer a row of the embedding; the ids of those that the `known` one had not.
 
     A new token starts as the mean of the others, so that the same model comes out each time.
     """
     import torch
 
     rows = model.get_input_embeddings().num_embeddings
-    if len(tokenizer) <= rows:
-        return []
-    model.resize_token_embeddings(len(tokenizer), pad_to_multiple_of=_PAD_TO, mean_resizing=False)
-    with torch.no_grad():
-        for each in {id(each): each for each in (model.get_input_embeddings(), model.get_output_embeddings())}.values():
-            each.weight[rows:] = each.weight[:rows].float().mean(0).to(each.weight.dtype)
-    return list(range(rows, len(tokenizer)))
+    new = sorted(set(tokenizer.get_vocab().values()) - set(known.get_vocab().values()))
+    if len(tokenizer) > rows:
+        model.resize_token_embeddings(len(tokenizer), pad_to_multiple_of=_PAD_TO, mean_resizing=False)
+    if new:
+        tables = {id(each): each for each in (model.get_input_embeddings(), model.get_output_embeddings())}
+        with torch.no_grad():
+            for each in filter(None, tables.values()):
+                mean = each.weight[: min(rows, new[0])].float().mean(0).to(each.weight.dtype)
+                each.weight[[*new, *range(max(rows, new[-1]), len(each.weight))]] = mean
+    return new

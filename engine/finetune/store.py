@@ -1,11 +1,15 @@
 """A dataset of tokens as arrays on this machine's disk, mapped into memory: any example in no time, by its number.
 
 Parquet cannot be addressed by row, so each machine that trains unpacks the published parts once, into the cache, under
-the dataset's fingerprint. Workers of one machine share the pages. Left out: which example comes when
-(`engine.finetune.order`). Called by the loop's tasks.
+the dataset's fingerprint; a month after its last use it goes. Workers of one machine share the pages. Left out: which
+example comes when (`engine.finetune.order`). Called by the loop's tasks.
 """
 
+import os
+import shutil
+import time
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +22,7 @@ from engine.artifacts import Dataset, build_once, cache_folder
 from engine.finetune.formats import Example
 
 Ints = npt.NDArray[np.int64]
+_KEPT_SECONDS = 30 * 86_400
 _ARRAYS = ("ids", "ends", "loss", "loss_ends", "loss_tokens", "labels", "train", "held_out")
 
 
@@ -45,7 +50,10 @@ class TokenStore:
         def build(folder: Path) -> None:
             _build(dataset, folder)
 
-        return cls(build_once(cache_folder() / "tokens" / dataset.fingerprint, build), measured)
+        folder = build_once(cache_folder() / "tokens" / dataset.fingerprint, build)
+        os.utime(folder)
+        _forget(folder.parent)
+        return cls(folder, measured)
 
     def length(self, number: int) -> int:
         """Tokens of an example."""
@@ -57,6 +65,14 @@ class TokenStore:
         edges = self._loss[first : self._loss_ends[number]].tolist()
         ids = self._ids[start : self._ends[number]].tolist()
         return Example(ids, list(zip(edges[::2], edges[1::2], strict=True)))
+
+
+def _forget(stores: Path) -> None:
+    """Remove what no training has used for long; one that still runs keeps what it has mapped."""
+    for each in stores.iterdir():
+        with suppress(FileNotFoundError):  # another worker was faster
+            if each.is_dir() and time.time() - each.stat().st_mtime > _KEPT_SECONDS:
+                shutil.rmtree(each, ignore_errors=True)
 
 
 def _build(dataset: Dataset, folder: Path) -> None:

@@ -28,6 +28,7 @@ from engine.errors import SourceError
 from engine.finetune.bpe_dropout import BpeDropout
 from engine.finetune.formats import (
     NOT_SPELT,
+    TEMPLATES,
     Encode,
     Example,
     chat_pieces,
@@ -121,7 +122,10 @@ def tokenizer_for(model: str, format: Format, options: TokenOptions) -> "PreTrai
                 f"The chat template {options.chat_template} cannot be read ({error}).", "Give a Jinja file in UTF-8."
             ) from None
     if format in ("chat", "responses"):
-        chat_pieces(tokenizer, [{"role": "user", "content": "?"}, {"role": "assistant", "content": "!"}])
+        try:
+            chat_pieces(tokenizer, [{"role": "user", "content": "?"}, {"role": "assistant", "content": "!"}])
+        except ValueError as error:
+            raise SourceError(f"The tokenizer of {model} cannot write conversations: {error}.", TEMPLATES) from None
     if format == "edits":
         add_diff_token(tokenizer)
     elif tokenizer.eos_token_id is None and format in ("programs", "text"):
@@ -173,7 +177,7 @@ class Tokenise:
                 return [self._forbidden(row, min(names))]
             held_out = _share(self._recipe.seed, _key(row, format)) < self._options.held_out
             copies = 1 if held_out and format != "pairs" else self._recipe.copies
-            examples = self._examples(row, copies, _number(row))
+            examples = self._examples(row, copies, _number(row), held_out)
         except (ValueError, TypeError, KeyError) as error:
             return [_Row(None, drop=QUARANTINE, error=f"{type(error).__name__}: {error}"[:500])]
         for each in examples:
@@ -196,7 +200,7 @@ class Tokenise:
             "Take it out of the training data, or set tokens.humaneval=drop.",
         )
 
-    def _examples(self, row: dict[str, Any], copies: int, number: int) -> Sequence[Example | str]:
+    def _examples(self, row: dict[str, Any], copies: int, number: int, held_out: bool) -> Sequence[Example | str]:
         format, window = self._recipe.format, self._options.window
         if format == "text":
             return text_examples(self._tokenizer, row["text"], window)
@@ -204,14 +208,14 @@ class Tokenise:
             prompt = row["prompt"] if format == "pairs" else ""
             answers = [row["chosen"], row["rejected"]] if format == "pairs" else [row["text"]]
             return [self._scored(prompt, answer) for answer in answers]
-        return [self._learnt(row, self._encode(number, copy if copies > 1 else -1)) for copy in range(copies)]
+        return [self._learnt(row, self._plain if held_out else self._encode(number, copy)) for copy in range(copies)]
 
     def _encode(self, number: int, copy: int) -> Encode:
-        """How a copy is spelt; -1 is the tokenizer's own way, as are all that are held out."""
-        if self._dropout is None or (copy < 0 and self._recipe.copies > 1):
+        """How a copy is spelt."""
+        if self._dropout is None:
             return self._plain
         rate, seed = self._options.bpe_dropout, self._recipe.seed
-        return dropping(self._dropout, rate, seed=seed, row=number, epoch=max(copy, 0))
+        return dropping(self._dropout, rate, seed=seed, row=number, epoch=copy)
 
     def _learnt(self, row: dict[str, Any], encode: Encode) -> Example | str:
         tokenizer, options, format = self._tokenizer, self._options, self._recipe.format

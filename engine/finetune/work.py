@@ -8,6 +8,7 @@ Left out: the loop (`engine.finetune.loop`). Called by `engine.finetune.job`.
 """
 
 import contextlib
+import json
 import logging
 import os
 import shutil
@@ -33,12 +34,16 @@ from engine.finetune.sft import FineTuning
 from engine.finetune.store import TokenStore
 from engine.finetune.tokenise import tokenizer_for
 from engine.observe import Progress, get_logger, read_metrics
-from engine.storage import is_local, storage_errors
+from engine.storage import is_local, replace, storage_errors
 
 _log = get_logger("finetune")
 _NEWEST = 1 << 16
 """Bytes of the metrics that are looked at while training: hundreds of steps, and the last measurement among them."""
 _POLL_SECONDS = 0.5
+_FAILED = "failed.json"
+"""In the run directory: what a worker other than the first had to say."""
+_LAST_WORDS_SECONDS = 10.0
+"""What fails everywhere at once ends by itself within this."""
 
 
 @dataclass(frozen=True)
@@ -101,17 +106,26 @@ def _watched(trainer: Any, home: UPath, stall_seconds: float, recipe: FineTuning
 
     # Apart from the main thread, so that Ctrl-C means what it means everywhere, and a wait can end.
     thread = threading.Thread(target=fit, name="ray-train", daemon=True)
+    if (home / _FAILED).exists():
+        (home / _FAILED).unlink()
     thread.start()
     done = _steps(home)
     with Progress("train", None, "steps", done=done) as progress:
-        moved = time.monotonic()
+        moved, newest = time.monotonic(), _last(read_metrics(home, newest=_NEWEST))
         while thread.is_alive():
             thread.join(_POLL_SECONDS)
             lines = read_metrics(home, newest=_NEWEST)
             now = _last(lines)
+            if now != newest:  # also where a resume repeats steps
+                newest, moved = now, time.monotonic()
             if now.get("step", 0) > done:
                 progress.advance(now["step"] - done, **_shown(lines))
-                done, moved = now["step"], time.monotonic()
+                done = now["step"]
+            if recipe.parallel.workers > 1 and (home / _FAILED).exists():
+                # The others wait for it in an exchange that never comes; leaving Ray ends them.
+                thread.join(_LAST_WORDS_SECONDS)
+                if thread.is_alive():
+                    return _failed(home)
             if time.monotonic() - moved > stall_seconds:
                 raise DeadlineExceeded(
                     f"Training workers have not finished a step for {stall_seconds:g} s after step {done:,}.",
@@ -143,10 +157,16 @@ def _died(error: BaseException, home: UPath, recipe: FineTuningRecipe) -> dict[s
 
 def _work(config: dict[str, Any]) -> dict[str, str] | None:
     """A worker, from start to end; what the user has to mend, if there is such a thing."""
+    import torch
+
     try:
         _train(config["assignment"])
     except HeadraceError as error:
-        return {"kind": type(error).__name__, "problem": error.problem, "remedy": error.remedy}
+        said = {"kind": type(error).__name__, "problem": error.problem, "remedy": error.remedy}
+        if torch.distributed.get_rank():
+            # Ray Train hands on what the first worker returns, which may be waiting for this one.
+            replace(UPath(config["assignment"].home) / _FAILED, json.dumps(said).encode())
+        return said
     return None
 
 
@@ -157,14 +177,14 @@ def _train(assignment: Assignment) -> None:
     torch.set_num_threads(max(1, int(recipe.parallel.cpus)))
     store = TokenStore.of(read_dataset(UPath(assignment.tokens)), recipe.training.measured)
     tokenizer = tokenizer_for(recipe.model, recipe.format, recipe.tokens)
-    capacity, dtype = recipe.parallel.tokens_per_device, recipe.training.dtype
+    capacity = recipe.parallel.tokens_per_device
+    shared: Any = {"dtype": recipe.training.dtype, "lora": recipe.lora, "recompute": recipe.parallel.recompute}
     task: FineTuning | RewardTraining
     if recipe.format in ("pairs", "labels"):
         pairs = recipe.format == "pairs"
-        task = RewardTraining(store, recipe.model, tokenizer, capacity, pairs=pairs, dtype=dtype, lora=recipe.lora)
+        task = RewardTraining(store, recipe.model, tokenizer, capacity, pairs=pairs, **shared)
     else:
-        recompute = recipe.parallel.recompute
-        task = FineTuning(store, recipe.model, tokenizer, capacity, dtype=dtype, lora=recipe.lora, recompute=recompute)
+        task = FineTuning(store, recipe.model, tokenizer, capacity, **shared)
     steps = total_steps(recipe.training, task.examples)
     plan = Plan(recipe.seed, steps, recipe.training, recipe.optimiser, recipe.parallel)
     state = train(task, plan, home)
@@ -210,6 +230,11 @@ def _staging(output: UPath) -> Iterator[Path]:
             yield folder
         finally:
             shutil.rmtree(folder, ignore_errors=True)
+
+
+def _failed(home: UPath) -> dict[str, str]:
+    said: dict[str, str] = json.loads((home / _FAILED).read_bytes())
+    return said
 
 
 def _named(said: dict[str, str]) -> HeadraceError:

@@ -106,8 +106,13 @@ class TransformersGenerator:
     def __init__(
         self, reference: str, *, at_once: int = 16, longest: int = LONGEST, dtype: str = "float32", device: str = "cpu"
     ) -> None:
+        from transformers import GenerationConfig
+
         self.tokenizer = load_tokenizer(reference)
         self.model: Any = load_causal_lm(reference, dtype).to(device)
+        self._ends = _ends(self.model.generation_config, self.tokenizer)
+        # What a model's own settings say of penalties would fill what a call leaves open.
+        self.model.generation_config = GenerationConfig()
         self.longest = min(window(self.model.config), longest)
         self._at_once = at_once
 
@@ -129,7 +134,7 @@ class TransformersGenerator:
         from transformers import GenerationConfig
 
         width = max(map(len, prompts))
-        ends = _ends(self.model.generation_config, self.tokenizer)
+        ends = self._ends
         pad = self.tokenizer.pad_token_id if self.tokenizer.pad_token_id is not None else next(iter(ends), 0)
         device = self.model.device
         ids_BT = torch.tensor([[pad] * (width - len(each)) + each for each in prompts], device=device)

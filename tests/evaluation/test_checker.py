@@ -30,6 +30,8 @@ def checker():
     [
         ("def f(x): return x * x", ""),
         ("f = lambda x: x ** 2", ""),
+        ("ENTRY = 'PROGRAM'\ndef f(x): return x * x if ENTRY == 'PROG' + 'RAM' else 0", ""),
+        ("def f(x): return x * x  # \U0001f600", ""),
         ("def f(x): return 4", "test (AssertionError)"),
         ("def f(x): return None", "test (AssertionError)"),
         ("def f(x): raise ValueError('no')", "raised ValueError"),
@@ -113,3 +115,12 @@ def test_what_is_not_plain_or_not_packed_is_refused():
     ):
         with pytest.raises(ValueError):  # noqa: PT011 - of whichever kind
             loads(text)
+
+
+def test_the_dictionaries_of_the_standard_library_come_back_plain(checker):
+    task = Task("f", "def check(candidate):\n    assert candidate('aab') == {'a': 2, 'b': 1}\n")
+    for make in ("Counter(x)", "OrderedDict(a=2, b=1)", "defaultdict(int, Counter(x))"):
+        program = f"from collections import *\ndef f(x): return {make}"
+        assert checker.check(program, task).passed, make
+    program = "from collections import *\nclass Any(Counter):\n    __eq__ = lambda *_: True\ndef f(x): return Any()"
+    assert not checker.check(program, task).passed

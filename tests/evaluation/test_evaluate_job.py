@@ -1,6 +1,10 @@
 """The job `evaluate` end to end on tiny models: every measure, exactly once, and one sentence for what cannot be."""
 
 import json
+import subprocess
+import sys
+import time
+from pathlib import Path
 from types import SimpleNamespace
 
 import pyarrow as pa
@@ -10,7 +14,7 @@ from scripted_endpoint import PROMPT, Endpoint
 from upath import UPath
 
 from engine.artifacts import read_dataset
-from engine.config import build_recipe
+from engine.config import build_recipe, write_yaml
 from engine.corpus import SourceConfig, transform
 from engine.errors import ArtifactError, HeadraceError, Outdated, RecipeError, SchemaError, SourceError
 from engine.evaluation import read_results
@@ -19,6 +23,7 @@ from engine.runs import Invocation
 from jobs import evaluate
 
 CALL = Invocation("headrace evaluate r.yaml")
+ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture(scope="module")
@@ -51,8 +56,11 @@ def bench(tmp_path_factory, tiny_lm, tiny_bare_lm, tiny_reward):
         "judge": {"against": "reference", "by": "reward"},
     }
 
+    def recipe(name, **keys):
+        return build_recipe(evaluate.RECIPE, {"name": name, **plain, **keys})
+
     def run(name, call=CALL, **keys):
-        return evaluate.run(build_recipe(evaluate.RECIPE, {"name": name, **plain, **keys}), call)
+        return evaluate.run(recipe(name, **keys), call)
 
     def home(name):
         return UPath(folder) / "runs" / "evaluate" / name
@@ -62,8 +70,8 @@ def bench(tmp_path_factory, tiny_lm, tiny_bare_lm, tiny_reward):
         return pa.concat_tables(pq.read_table(str(dataset.path / part.file)) for part in dataset.parts).to_pylist()
 
     return SimpleNamespace(
-        run=run, home=home, rows=rows, everything=everything, source=source, folder=folder, bare=tiny_bare_lm,
-        lm=tiny_lm,
+        recipe=recipe, run=run, home=home, rows=rows, everything=everything, source=source, folder=folder,
+        bare=tiny_bare_lm, lm=tiny_lm,
     )  # fmt: skip
 
 
@@ -250,6 +258,30 @@ def test_what_cannot_be_evaluated_is_one_sentence(cluster, bench, tiny_reward, k
     with pytest.raises(error, match=says) as told:
         bench.run("wrong", **keys)
     assert isinstance(told.value, HeadraceError)
+
+
+def test_a_killed_evaluation_goes_on_and_asks_nothing_twice(cluster, bench):
+    keys = {"humaneval": {"problems": 6}, "engine": {"kind": "transformers", "shard": 1, "cpus": 0.5, "window": 1400}}
+    bench.run("calm", **keys)
+    path = bench.folder / "wild.yaml"
+    path.write_text(write_yaml(bench.recipe("wild", **keys).model_dump(mode="json", exclude_none=True)))
+    command = [sys.executable, "-m", "jobs.evaluate", str(path), "--address", cluster.address]
+    driver = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    records = Path(str(bench.home("wild") / "ledger" / "shards"))
+    try:
+        end = time.monotonic() + 200
+        while not list(records.glob("*.json")):
+            assert time.monotonic() < end, "nothing was committed"
+            assert driver.poll() is None, "it ended by itself"
+            time.sleep(0.02)
+    finally:
+        driver.kill()
+        driver.wait(timeout=20)
+    before = {each.name: each.read_bytes() for each in records.glob("*.json")}
+    assert not (bench.home("wild") / "dataset" / "manifest.json").exists()
+    bench.run("wild", **keys)
+    assert {name: (records / name).read_bytes() for name in before} == before
+    assert [row["text"] for row in bench.rows("wild")] == [row["text"] for row in bench.rows("calm")]
 
 
 def test_less_isolation_than_asked_for_is_refused(bench, monkeypatch):

@@ -70,7 +70,7 @@ def test_templates_that_will_not_do(tokenizer):
     with pytest.raises(SourceError, match="writes earlier turns anew"):
         chat_pieces(tokenizer, TALK)
     tokenizer.chat_template = "{{ raise_exception('only users') }}"
-    with pytest.raises(SourceError, match=r"refuses a conversation \(only users\)"):
+    with pytest.raises(ValueError, match=r"refuses the conversation \(only users\)"):
         chat_pieces(tokenizer, TALK)
 
 

@@ -20,6 +20,9 @@ CASES = {
         {"zero": 0, "packed": True, "resume": True},
         {"zero": 2, "packed": True, "resume": True},
         {"zero": 3, "packed": True, "resume": False},
+        {"zero": 0, "packed": True, "resume": False, "bf16": True},
+        {"zero": 0, "packed": True, "resume": True, "bf16": True},
+        {"zero": 2, "packed": True, "resume": True, "bf16": True},
     ],
     2: [
         {"zero": 0, "packed": True, "resume": False},
@@ -50,8 +53,14 @@ def losses(request, tmp_path_factory):
 
 
 def test_all_are_the_losses_of_plain_torch(losses, plain):
-    for name, found in losses.items():
-        assert np.allclose(found, plain, rtol=2e-4), name
+    half = {name: found for name, found in losses.items() if "bf16" in name}
+    for name in losses.keys() - half.keys():
+        assert np.allclose(losses[name], plain, rtol=2e-4), name
+    for name, found in half.items():
+        assert np.allclose(found, plain, rtol=2e-2), name
+    calm, *resumed = [half[name] for name in half if '"zero": 0' in name] or [[]]
+    for found in resumed:
+        assert np.allclose(found, calm, rtol=1e-4), "as if nothing had been"
 
 
 @pytest.fixture(scope="module")

@@ -1,5 +1,8 @@
 """Rows become tokens the same way wherever it is done; what must not be trained on is refused."""
 
+import os
+import time
+
 import numpy as np
 import pyarrow as pa
 import pytest
@@ -11,7 +14,7 @@ from engine.errors import RecipeError, SourceError
 from engine.evaluation import given_away, problems
 from engine.finetune.formats import scored_ids
 from engine.finetune.recipe import SftRecipe
-from engine.finetune.store import TokenStore, _build
+from engine.finetune.store import _KEPT_SECONDS, TokenStore, _build, _forget
 from engine.finetune.tokenise import Tokenise, TokensRecipe, statistics, tokenizer_for
 from engine.models import load_tokenizer
 
@@ -98,6 +101,16 @@ def test_all_answers_to_a_prompt_fall_on_one_side():
         ("programs", {"instruction": "x", "program": "y = 1\n" * 200}, "longer than the window"),
         ("chat", {"messages": []}, "quarantine"),
         ("chat", {"messages": [{"role": "user", "content": "Hi?"}]}, "quarantine"),
+        (
+            "chat",
+            {"messages": [{"role": "user", "content": None}, {"role": "assistant", "content": "b"}]},
+            "quarantine",
+        ),
+        (
+            "chat",
+            {"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": None}]},
+            "quarantine",
+        ),
         ("programs", {"instruction": None, "program": "x"}, "quarantine"),
         ("text", {"text": "  "}, "nothing to learn"),
         ("pairs", {"prompt": "a", "chosen": "b" * 2000, "rejected": "c"}, "longer than the window"),
@@ -124,6 +137,17 @@ def test_too_long_a_sequence_of_edits_ends_after_a_whole_edit():
     whole = text.split("\n<|diff|>")[:-1]
     assert whole == edits[: len(whole)]
     assert len(found["ids"]) <= 200
+
+
+def test_what_is_held_out_is_spelt_as_the_tokenizer_does():
+    rows = [PROGRAM | {"instruction": f"Say {at}."} for at in range(8)]
+    plain = tokens(recipe("programs", held_out=0.5), rows)
+    for copies in (1, 2):
+        found = tokens(recipe("programs", copies=copies, bpe_dropout=0.9, held_out=0.5), rows)
+        kept = [row["ids"] for row in found if row["held_out"]]
+        assert kept == [row["ids"] for row in plain if row["held_out"]]
+        assert kept
+        assert next(row["ids"] for row in found if not row["held_out"]) not in [row["ids"] for row in plain]
 
 
 @pytest.mark.parametrize("rate", [0.0, 0.5])
@@ -222,3 +246,12 @@ def test_recipes_that_make_no_sense(keys, said):
     data = {"name": "x", "model": MODEL, "source": {"paths": ["x"]}, "format": "edits", **keys}
     with pytest.raises(RecipeError, match=said):
         build_recipe(SftRecipe, data)
+
+
+def test_a_store_goes_a_month_after_its_last_use(tmp_path):
+    for name in ("old", "new"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "ids.npy").touch()
+    os.utime(tmp_path / "old", (0, time.time() - _KEPT_SECONDS - 10))
+    _forget(tmp_path)
+    assert [each.name for each in tmp_path.iterdir()] == ["new"]

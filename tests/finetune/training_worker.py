@@ -71,12 +71,14 @@ def plainly():
     return losses
 
 
-def train(rank, world, folder, zero, packed, resume):
+def train(rank, world, folder, zero, packed, resume, bf16=False):
     """Losses of a training, which is broken off and taken up in the middle if `resume` says so."""
-    learner = Learner(
-        use_loss_head(use_packed_attention(tiny())), OPTIONS, ParallelOptions(zero=zero, workers=world), STEPS
-    )
-    losses = []
+
+    def learner_of(model):
+        model = use_loss_head(use_packed_attention(model.bfloat16() if bf16 else model))
+        return Learner(model, OPTIONS, ParallelOptions(zero=zero, workers=world), STEPS, bf16=bf16)
+
+    learner, losses = learner_of(tiny()), []
     for number in range(STEPS):
         if resume and number == STEPS // 2:
             folder.mkdir(exist_ok=True)
@@ -85,9 +87,9 @@ def train(rank, world, folder, zero, packed, resume):
             kept = engine._zero3_consolidated_16bit_state_dict() if zero == 3 else engine.module.state_dict()
             box = [{name: each.clone() for name, each in kept.items()} if rank == 0 else None]
             torch.distributed.broadcast_object_list(box, 0)  # between processes of this test alone
-            model = use_loss_head(use_packed_attention(tiny(seed=1)))
+            model = tiny(seed=1)
             model.load_state_dict(box[0])
-            learner = Learner(model, OPTIONS, ParallelOptions(zero=zero, workers=world), STEPS)
+            learner = learner_of(model)
             learner.load(folder)
         some = step_of(number)
         rows = pack([len(each.ids) for each in some], WINDOW) if packed else [[at] for at in range(len(some))]
