@@ -262,7 +262,7 @@ def test_what_cannot_be_evaluated_is_one_sentence(cluster, bench, tiny_reward, k
 
 def test_a_killed_evaluation_goes_on_and_asks_nothing_twice(cluster, bench):
     keys = {"humaneval": {"problems": 6}, "engine": {"kind": "transformers", "shard": 1, "cpus": 0.5, "window": 1400}}
-    bench.run("calm", **keys)
+    bench.run("undisturbed", **keys)
     path = bench.folder / "wild.yaml"
     path.write_text(write_yaml(bench.recipe("wild", **keys).model_dump(mode="json", exclude_none=True)))
     command = [sys.executable, "-m", "jobs.evaluate", str(path), "--address", cluster.address]
@@ -281,7 +281,7 @@ def test_a_killed_evaluation_goes_on_and_asks_nothing_twice(cluster, bench):
     assert not (bench.home("wild") / "dataset" / "manifest.json").exists()
     bench.run("wild", **keys)
     assert {name: (records / name).read_bytes() for name in before} == before
-    assert [row["text"] for row in bench.rows("wild")] == [row["text"] for row in bench.rows("calm")]
+    assert [row["text"] for row in bench.rows("wild")] == [row["text"] for row in bench.rows("undisturbed")]
 
 
 def test_less_isolation_than_asked_for_is_refused(bench, monkeypatch):

@@ -103,7 +103,7 @@ def test_it_ends_before_a_stop_string_and_at_the_window(generator):
 def test_it_ends_at_the_end_of_sequence(folder):
     generator = TransformersGenerator(folder)
     ids = greedy_ids(folder, PROMPTS[0], 3)
-    generator.model.generation_config.eos_token_id = [ids[2]]
+    generator._ends = {ids[2]}
     found = generator.generate([PROMPTS[0], PROMPTS[1]], Sampling(max_tokens=9), [0, 0])[0]
     before = ids[: ids.index(ids[2])]
     assert (found.text, found.tokens) == (load_tokenizer(folder).decode(before), len(before) + 1)
