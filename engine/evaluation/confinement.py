@@ -5,6 +5,10 @@
                   an empty writable one in memory; no capabilities, no way to gain privileges
     rlimits       limits alone: it may read what the user may read, and open sockets
 
+Everywhere the kernel refuses it what no limit counts (shared memory, files in memory) and what would undo the rest
+(namespaces and mounts of its own, other processes' memory, tracing): `engine.evaluation.sandbox` needs a kernel with
+seccomp.
+
 Run as a script with nothing of ours on its path, `python -I -S confinement.py SETTINGS -- SOURCE`: SETTINGS is JSON.
 It imports the standard library only. Left out: starting, feeding and ending it.
 """
@@ -14,6 +18,7 @@ import json
 import os
 import resource
 import signal
+import struct
 import sys
 from typing import Any
 
@@ -45,11 +50,11 @@ def _mount(source: str | None, target: str, kind: str | None, flags: int, data: 
     _call("mount", *as_bytes, ctypes.c_ulong(flags), None if data is None else data.encode())
 
 
-def isolate(writable_bytes: int, readable: list[str]) -> None:
+def isolate(writable_bytes: int, readable: list[str], hidden: list[str]) -> None:
     """Leave the network, the other processes and the file system behind; returns in a process that has a new pid.
 
-    `readable` are directories to be seen read-only. Raises `Refused` before anything has changed for this process's
-    children where namespaces cannot be had.
+    `readable` are directories to be seen read-only, `hidden` some in them that look empty. Raises `Refused` before
+    anything has changed for this process's children where namespaces cannot be had.
     """
     user, group = os.getuid(), os.getgid()
     spaces = _NEWNS | _NEWUTS | _NEWIPC | _NEWPID | _NEWNET
@@ -60,7 +65,7 @@ def isolate(writable_bytes: int, readable: list[str]) -> None:
         _write("/proc/self/setgroups", "deny")
         _write("/proc/self/uid_map", f"{user} {user} 1")
         _write("/proc/self/gid_map", f"{group} {group} 1")
-    _private_root(writable_bytes, readable)
+    _private_root(writable_bytes, readable, hidden)
     if user == 0:  # root's own processes are not counted against any limit
         nobody = _USERS + os.getpid()
         os.setgroups([])
@@ -69,7 +74,7 @@ def isolate(writable_bytes: int, readable: list[str]) -> None:
     _as_second_process()
 
 
-def _private_root(writable_bytes: int, readable: list[str]) -> None:
+def _private_root(writable_bytes: int, readable: list[str], hidden: list[str]) -> None:
     """A file system in memory that holds the readable directories, a writable one, and /dev/null."""
     _mount(None, "/", None, _REC | _PRIVATE)
     root = "/tmp"  # whatever is there is out of sight from here on
@@ -82,6 +87,9 @@ def _private_root(writable_bytes: int, readable: list[str]) -> None:
                 os.symlink(os.readlink(path), target)
         elif os.path.exists(path):
             _bind(path, root + path)
+    for path in hidden:
+        if os.path.isdir(root + path):
+            _mount("hidden", root + path, "tmpfs", _NOSUID | _NODEV | _RDONLY, "mode=755,size=4k")
     for name in ("null", "urandom"):
         _bind(f"/dev/{name}", f"{root}/dev/{name}", readonly=False)
     os.makedirs(f"{root}/tmp", exist_ok=True)
@@ -140,6 +148,49 @@ def limit(settings: dict[str, Any]) -> None:
     header = (ctypes.c_uint32 * 2)(0x20080522, 0)
     _libc.capset(header, (ctypes.c_uint32 * 6)())
     _call("prctl", _DUMPABLE, 0, 0, 0, 0)
+    _forbid()
+
+
+_ARCHITECTURE = {"x86_64": (0xC000003E, 0), "aarch64": (0xC00000B7, 1)}
+_CLONE = (56, 220)
+_FORBIDDEN = {
+    "shmget": (29, 194), "shmat": (30, 196), "msgget": (68, 186), "memfd_create": (319, 279),
+    "memfd_secret": (447, 447), "unshare": (272, 97), "setns": (308, 268), "mount": (165, 40), "umount2": (166, 39),
+    "pivot_root": (155, 41), "open_tree": (428, 428), "move_mount": (429, 429), "fsopen": (430, 430),
+    "fsconfig": (431, 431), "fsmount": (432, 432), "mount_setattr": (442, 442), "ptrace": (101, 117),
+    "process_vm_readv": (310, 270), "process_vm_writev": (311, 271), "bpf": (321, 280), "userfaultfd": (323, 282),
+    "perf_event_open": (298, 241), "io_uring_setup": (425, 425), "add_key": (248, 217), "keyctl": (250, 219),
+}  # fmt: skip
+"""Numbers of system calls on x86-64 and on ARM64."""
+_CLONE3 = 435
+_SECCOMP, _FILTER = 22, 2
+_LOAD, _EQUAL, _AT_LEAST, _ANY_OF, _RETURN = 0x20, 0x15, 0x35, 0x45, 0x06
+_ALLOW, _FAIL, _KILL = 0x7FFF0000, 0x00050000, 0x80000000
+_EPERM, _ENOSYS = 1, 38
+
+
+def _forbid() -> None:
+    """Let the kernel refuse system calls, to this process and to all that come of it (seccomp)."""
+    known = _ARCHITECTURE.get(os.uname().machine)
+    if known is None:
+        raise Refused(_ENOSYS, f"no system calls are known of {os.uname().machine}")
+    architecture, column = known
+    namespaces = _NEWNS | _NEWUTS | _NEWIPC | _NEWUSER | _NEWPID | _NEWNET
+    refuse = (_RETURN, 0, 0, _FAIL | _EPERM)
+    # Code, steps ahead if true, if false, and what is compared; 0, 4 and 16 are the places of number, architecture and
+    # first argument. A call by another architecture's numbers ends the process.
+    steps = [(_LOAD, 0, 0, 4), (_EQUAL, 1, 0, architecture), (_RETURN, 0, 0, _KILL), (_LOAD, 0, 0, 0)]
+    steps += [(_AT_LEAST, 0, 1, 0x40000000), refuse]
+    for each in _FORBIDDEN.values():
+        steps += [(_EQUAL, 0, 1, each[column]), refuse]
+    # libc falls back to clone, whose flags can be looked at.
+    steps += [(_EQUAL, 0, 1, _CLONE3), (_RETURN, 0, 0, _FAIL | _ENOSYS)]
+    steps += [(_EQUAL, 0, 3, _CLONE[column]), (_LOAD, 0, 0, 16), (_ANY_OF, 0, 1, namespaces), refuse]
+    steps += [(_RETURN, 0, 0, _ALLOW)]
+    code = b"".join(struct.pack("HBBI", *each) for each in steps)
+    kept = ctypes.create_string_buffer(code, len(code))
+    program = ctypes.create_string_buffer(struct.pack("HP", len(steps), ctypes.addressof(kept)))
+    _call("prctl", _SECCOMP, _FILTER, program, 0, 0)
 
 
 def _write(path: str, text: str) -> None:
@@ -158,7 +209,7 @@ def main() -> None:
     told = settings["told"]
     try:
         if settings["isolation"] == "namespaces":
-            isolate(settings["writable_bytes"], settings["readable"])
+            isolate(settings["writable_bytes"], settings["readable"], settings["hidden"])
         limit(settings)
     except OSError as error:
         os.write(told, f"refused {error.strerror or error}".encode())

@@ -197,15 +197,16 @@ class Running:
 @cache
 def strongest() -> Isolation:
     """The strongest isolation there is on this machine, found out by trying."""
-    if shutil.which("runsc"):
-        return "gvisor"
-    with tempfile.TemporaryDirectory(prefix="hrsandbox-") as folder:
-        try:
-            running = Running("namespaces", SandboxOptions(), "pass", Path(folder))
-        except HeadraceError:
-            return "rlimits"
-        running.end()
-    return "namespaces"
+    kinds: tuple[Isolation, ...] = ("gvisor", "namespaces") if shutil.which("runsc") else ("namespaces",)
+    for kind in kinds:
+        with tempfile.TemporaryDirectory(prefix="hrsandbox-") as folder:
+            try:
+                running = Running(kind, SandboxOptions(), "pass", Path(folder))
+            except HeadraceError:
+                continue
+            running.end()
+            return kind
+    return "rlimits"
 
 
 def _command(isolation: Isolation, options: SandboxOptions, program: Path, tell: int) -> list[str]:
@@ -224,6 +225,7 @@ def _command(isolation: Isolation, options: SandboxOptions, program: Path, tell:
         "limits": limits,
         "writable_bytes": options.disk_mb << 20,
         "readable": [sys.base_prefix, str(program.parent), str(_CONFINEMENT.parent)],
+        "hidden": _packages(),
         "told": tell,
     }
     # The base interpreter: a virtual environment's packages are none of the program's business.
@@ -232,6 +234,13 @@ def _command(isolation: Isolation, options: SandboxOptions, program: Path, tell:
     if isolation == "gvisor":
         return ["runsc", "--rootless", "--network=none", "do", *inner]
     return inner
+
+
+@cache
+def _packages() -> list[str]:
+    """Where installed packages lie, some of which hold the solutions to what a program is asked."""
+    roots = [Path(sys.base_prefix), Path("/usr"), Path("/usr/local")]
+    return [str(each) for root in roots for each in root.glob("lib*/python*/*-packages") if each.is_dir()]
 
 
 def _confined(told: int) -> None:

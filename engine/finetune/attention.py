@@ -3,11 +3,12 @@
 With a mask, the attention of a row of T tokens costs T squared, whatever lies in it; example by example it costs the
 sum of their squares, through the same kernel of torch. The lengths of a row's examples travel to the layers as an
 argument of the model's forward. A model whose layers look at a window keeps its own attention, for which transformers
-makes masks from positions that begin anew.
+makes masks from positions that begin anew. One that carries a state along, or knows no positions, cannot share rows.
 
 Left out: rows (`engine.finetune.batches`). Called by the tasks, and through transformers by the model's layers.
 """
 
+import inspect
 from collections.abc import Sequence
 from typing import Any
 
@@ -41,6 +42,14 @@ def use_packed_attention(model: Any) -> Any:
     AttentionInterface.register(NAME, attend)
     model.set_attn_implementation(NAME)
     return model
+
+
+def keeps_apart(model: Any) -> bool:
+    """Whether examples that share a row stay apart in a causal LM, here or by positions that begin anew at each."""
+    kinds = set(getattr(model.config.get_text_config(), "layer_types", None) or ())
+    inner = model.get_base_model() if hasattr(model, "get_base_model") else model  # what PEFT made of one
+    told = "position_ids" in inspect.signature(inner.forward).parameters and not getattr(inner, "_is_stateful", False)
+    return is_packed(model) or (told and kinds <= {"full_attention", "sliding_attention"})
 
 
 def is_packed(model: Any) -> bool:

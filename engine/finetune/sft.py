@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from engine.finetune.attention import use_packed_attention
+from engine.finetune.attention import keeps_apart, use_packed_attention
 from engine.finetune.batches import Row, make_row, next_token_loss
 from engine.finetune.learner import Learner
 from engine.finetune.loop import LOSS, Portion
@@ -17,11 +17,13 @@ from engine.finetune.order import Indices
 from engine.finetune.packing import pack, share
 from engine.finetune.store import TokenStore
 from engine.models import load_causal_lm, load_tokenizer, save_model
+from engine.observe import get_logger
 
 if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedTokenizerBase
 
+_log = get_logger("finetune")
 _PAD_TO = 16
 """An embedding grows to a multiple of this."""
 
@@ -43,6 +45,7 @@ class FineTuning:
         self.examples = len(store.train)
         self._store, self._model, self._tokenizer, self._capacity = store, model, tokenizer, capacity
         self._dtype, self._lora, self._recompute = dtype, lora, recompute
+        self._apart = True
 
     def portion(self, indices: Indices, epochs: Indices, rank: int, workers: int) -> Portion:
         """See `Task`."""
@@ -75,6 +78,9 @@ class FineTuning:
             if self._lora:
                 model = with_adapter(model, self._lora, new_tokens=new, head=[], saved=weights)
         use_loss_head(use_packed_attention(model))
+        self._apart = keeps_apart(model)
+        if not self._apart:
+            _log.info("each example has a row of its own: %s would let them see each other", type(model).__name__)
         if self._recompute:
             model.gradient_checkpointing_enable({"use_reentrant": False})
             model.enable_input_require_grads()
@@ -95,7 +101,8 @@ class FineTuning:
     def _portion(self, numbers: list[int], rank: int, workers: int) -> Portion:
         store = self._store
         lengths = [store.length(number) for number in numbers]
-        rows = share(pack(lengths, self._capacity), workers)[rank]
+        packed = pack(lengths, self._capacity) if self._apart else [[at] for at in range(len(lengths))]
+        rows = share(packed, workers)[rank]
         weight = int(store.loss_tokens[numbers].sum())
         # Made one at a time as the learner comes to them.
         made = _Lazily(store, [[numbers[at] for at in row] for row in rows])

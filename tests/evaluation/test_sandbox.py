@@ -1,6 +1,7 @@
 """Escape attempts: what an untrusted program may try, and that none of it reaches further than the program."""
 
 import os
+import sys
 import time
 from pathlib import Path
 
@@ -140,3 +141,43 @@ def test_less_isolation_than_asked_for_is_refused(monkeypatch):
     assert trusted.run("print(1)").out == "1\n"
     assert trusted.run("while True: pass").why == "time"
     assert "MemoryError" in trusted.run("x = []\nwhile True: x.append(bytearray(10**7))").err
+
+
+ATTEMPTS = """
+import ctypes, os
+libc = ctypes.CDLL(None, use_errno=True)
+def told(result):
+    return os.strerror(ctypes.get_errno()) if result < 0 else f"got {result}"
+def memfd():
+    try: return f"got {os.memfd_create('x')}"
+    except OSError as error: return error.strerror
+print(*(
+    told(libc.shmget(0, 1 << 24, 0o1600)),
+    memfd(),
+    told(libc.unshare(0x10000000)),
+    told(libc.syscall({"x86_64": 56, "aarch64": 220}[os.uname().machine], 0x10000000 | 17, 0, 0, 0, 0)),
+    told(libc.mount(b"x", b"/tmp", b"tmpfs", 0, None)),
+    told(libc.ptrace(0, 0, 0, 0)),
+), sep="\\n")
+"""
+
+
+@pytest.mark.parametrize("isolation", ["rlimits", pytest.param("namespaces", marks=needs_namespaces)])
+def test_memory_that_no_limit_counts_and_namespaces_are_refused(isolation, tmp_path):
+    running = sandbox.Running(isolation, OPTIONS, ATTEMPTS, tmp_path)
+    try:
+        done = running.finish(b"")
+    finally:
+        running.end()
+    assert done.out.split("\n")[:6] == ["Operation not permitted"] * 6, done
+    assert run("import subprocess, sys; print(subprocess.run([sys.executable, '-c', 'print(5)']).returncode)").out
+
+
+@needs_namespaces
+def test_installed_packages_are_out_of_sight():
+    source = "import os, sys\nprint(sum(len(os.listdir(each)) for each in {}))".format(
+        [each for each in sandbox._packages() if Path(each).is_relative_to("/usr") or sys.base_prefix in each]
+    )
+    assert sandbox._packages()
+    done = run(f"import os\ntry:\n    {source.splitlines()[1]}\nexcept FileNotFoundError: print(0)")
+    assert done.out == "0\n", done

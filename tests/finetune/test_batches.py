@@ -4,7 +4,7 @@ import pytest
 import torch
 from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM, Qwen2Config, Qwen2ForCausalLM
 
-from engine.finetune.attention import is_packed, use_packed_attention
+from engine.finetune.attention import is_packed, keeps_apart, use_packed_attention
 from engine.finetune.batches import IGNORED, make_row, next_token_loss, next_token_losses
 from engine.finetune.formats import Example
 from engine.finetune.head import CHUNK, LossHead, loss_head, use_loss_head
@@ -118,3 +118,26 @@ def test_a_loss_that_fails_leaves_the_head_as_it_was():
     with pytest.raises(RuntimeError), head.learning(torch.tensor([1, 2])):
         head(torch.zeros(1, 3, 32))
     assert head(torch.zeros(1, 3, 32)).shape == (1, 3, 50)
+
+
+def test_what_carries_a_state_along_or_knows_no_positions_shares_no_rows():
+    from transformers import (
+        BloomConfig,
+        BloomForCausalLM,
+        Gemma3ForCausalLM,
+        Gemma3TextConfig,
+        MambaConfig,
+        MambaForCausalLM,
+    )
+
+    gemma = Gemma3TextConfig(vocab_size=50, head_dim=8, sliding_window=4, max_position_embeddings=64, **SIZES)
+    assert keeps_apart(Gemma3ForCausalLM(gemma))
+    assert keeps_apart(tiny("gpt2"))
+    assert keeps_apart(use_packed_attention(tiny("llama")))
+    assert not keeps_apart(MambaForCausalLM(MambaConfig(vocab_size=50, hidden_size=32, num_hidden_layers=1)))
+    bloom = BloomForCausalLM(BloomConfig(vocab_size=50, hidden_size=32, n_layer=1, n_head=4)).eval()
+    use_packed_attention(bloom)
+    with torch.inference_mode():
+        together = next_token_losses(bloom, make_row(EXAMPLES))
+        alone = torch.cat([next_token_losses(bloom, make_row([each])) for each in EXAMPLES])
+    assert keeps_apart(bloom) == torch.allclose(together, alone, atol=1e-4)
