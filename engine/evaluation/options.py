@@ -100,7 +100,7 @@ class RewardOptions(Section):
     model: str
     """A model reference: a sequence classifier with one output, as `headrace reward-model` publishes it."""
     window: int = Field(1024, ge=2)
-    """Tokens of prompt and answer that it reads; from longer ones the beginning of the prompt is left out."""
+    """Tokens of prompt and answer that it reads, from the beginning, as in training."""
 
 
 class JudgeOptions(Section):
