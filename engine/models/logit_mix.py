@@ -1,9 +1,8 @@
 """`LogitMix`: the logits of a base model with differences of others added, `base + sum_i w_i (a_i - b_i)`.
 
 One term with a value network for `a` and nothing for `b` is inverse value learning at serving time; a tuned and an
-untuned small model are proxy tuning (arXiv 2401.08565). All models have to mean the same by an id: that is checked by
-the tokenizers' files, not by the size of the vocabulary. Left out: running the models. Called by
-`engine.value_network`.
+untuned small model are proxy tuning (arXiv 2401.08565). All models have to mean the same by an id: that is checked
+token by token, not by the size of the vocabulary. Left out: running the models. Called by `engine.value_network`.
 
 Shapes: B rows, V vocabulary.
 """
@@ -14,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from engine.errors import SourceError
-from engine.models.references import tokenizer_fingerprint
+from engine.models.loading import load_tokenizer
 
 if TYPE_CHECKING:
     import torch
@@ -37,11 +36,14 @@ class LogitMix:
 
     @classmethod
     def checked(cls, terms: Sequence[Term], folders: Sequence[Path], vocabulary: int) -> "LogitMix":
-        """A mix of the models in these directories, the base first. Raises `SourceError` where an id means another
-        token in one of them."""
-        first = tokenizer_fingerprint(folders[0])
-        for folder in folders[1:]:
-            if tokenizer_fingerprint(folder) != first:
+        """A mix of the models in these directories, the base first. Raises `SourceError` where an id below `vocabulary`
+        means another token in one of them, in whichever files that stands."""
+        first, *others = [
+            {token: at for token, at in load_tokenizer(str(folder)).get_vocab().items() if at < vocabulary}
+            for folder in folders
+        ]
+        for folder, other in zip(folders[1:], others, strict=True):
+            if other != first:
                 raise SourceError(
                     f"{folder} and {folders[0]} have different tokenizers: the same id is another token there.",
                     "Mix models of one family, or map one vocabulary onto the other first.",

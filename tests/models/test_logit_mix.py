@@ -2,6 +2,8 @@
 
 import pytest
 import torch
+from tokenizers import Tokenizer, models
+from transformers import PreTrainedTokenizerFast
 
 from engine.errors import SourceError
 from engine.models import LogitMix, Term
@@ -29,9 +31,12 @@ def test_padded_rows_are_left_out_and_missing_ones_told():
 
 
 def test_another_tokenizer_is_refused(tmp_path):
-    for name, body in (("base", "a"), ("same", "a"), ("other", "b")):
-        (tmp_path / name).mkdir()
-        (tmp_path / name / "tokenizer.json").write_text(body)
-    LogitMix.checked([Term(1.0, 0)], [tmp_path / "base", tmp_path / "same"], 3)
-    with pytest.raises(SourceError, match="different tokenizers"):
-        LogitMix.checked([Term(1.0, 0)], [tmp_path / "base", tmp_path / "other"], 3)
+    words = {"base": ["a", "b", "c"], "tuned": ["a", "b", "c", "<|diff|>"], "other": ["a", "c", "b"]}
+    for name, some in words.items():
+        vocabulary = {word: at for at, word in enumerate(some)}
+        backend = Tokenizer(models.WordLevel(vocabulary, unk_token="a"))
+        PreTrainedTokenizerFast(tokenizer_object=backend, unk_token="a").save_pretrained(tmp_path / name)
+    LogitMix.checked([Term(1.0, 0)], [tmp_path / "base", tmp_path / "tuned"], 3)
+    for wrong, size in (("other", 3), ("tuned", 4)):
+        with pytest.raises(SourceError, match="different tokenizers"):
+            LogitMix.checked([Term(1.0, 0)], [tmp_path / "base", tmp_path / wrong], size)
