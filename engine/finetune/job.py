@@ -25,7 +25,7 @@ from engine.cluster import session
 from engine.corpus import Stage, Transform, make_plan, run_transform
 from engine.corpus.ledger import Identity, Ledger
 from engine.corpus.transform import room
-from engine.errors import ArtifactError, Interrupted, Outdated, ResumeRefused, SourceError
+from engine.errors import ArtifactError, Interrupted, Outdated, RecipeError, ResumeRefused, SourceError
 from engine.finetune.checkpoints import Checkpoints, State
 from engine.finetune.forecast import Memory, forecast
 from engine.finetune.loop import total_steps
@@ -37,7 +37,7 @@ from engine.models import fingerprint, portable, resolve, tokenizer_fingerprint
 from engine.observe import Stopwatch, configure_logging
 from engine.resources import Demand, capacity, preflight
 from engine.runs import Invocation, Outcome, Run, set_aside
-from engine.storage import writable
+from engine.storage import is_local, writable
 
 
 @dataclass(frozen=True)
@@ -65,6 +65,11 @@ class _Job:
         self.job, self.recipe, self.call = job, recipe.model_copy(update=places), call
         self.watch = Stopwatch()
         self.home = Run(job.name, recipe)
+        if recipe.training.trajectory and not is_local(self.home.path):
+            raise RecipeError(
+                f"training.trajectory is written line by line, which {self.home.path} does not take.",
+                "Leave it out, or keep runs on a disk.",
+            )
         self.output = writable(recipe.output) if recipe.output else self.home.path / "model"
         with self.watch.phase("plan"):
             plan = make_plan(recipe.source, artifacts.SCHEMAS[SCHEMA[recipe.format]])

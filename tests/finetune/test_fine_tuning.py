@@ -148,6 +148,7 @@ def test_what_cannot_work_is_refused_before_anything_starts(workshop, tmp_path):
         "want|wants": {"parallel": {"tokens_per_device": 10**9}},
         "There is no model": {"model": str(tmp_path / "none")},
         "has no chat template|no column": {"format": "responses"},
+        "written line by line": {"training": {"trajectory": True}, "runs": "s3://bucket/runs"},
     }
     for said, keys in cases.items():
         format = keys.pop("format", "programs")
