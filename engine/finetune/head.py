@@ -18,7 +18,7 @@ from torch.nn.functional import linear_cross_entropy
 from engine.finetune.batches import IGNORED
 
 CHUNK = 256
-"""Tokens at a time on a CPU; torch's own choice there (8) takes twice as long."""
+"""Tokens at a time on a CPU; torch's own choice there takes more than twice as long."""
 
 
 class LossHead(torch.nn.Linear):

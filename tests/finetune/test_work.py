@@ -35,12 +35,12 @@ def test_steps_done_again_after_a_kill_are_progress(tmp_path):
 
     def again():
         with MetricsWriter(home) as metrics:
-            for step in range(51, 57):
+            for step in range(51, 60):
                 time.sleep(0.6)
                 metrics.log(step, loss=1.0)
         return type("Result", (), {"return_value": None})
 
-    assert work._watched(Trainer(again), home, 2.0, recipe()) is None
+    assert work._watched(Trainer(again), home, 4.0, recipe()) is None
 
 
 def test_a_training_that_stands_still_ends(tmp_path):
