@@ -1,7 +1,7 @@
 """Checkpoints of a training: RUN/checkpoints/step-00000150, each whole or not at all.
 
     weights/                     as the task writes them: a Hugging Face directory, or an adapter alone
-    worker-00000-of-00001...     what each worker's optimiser holds (`engine.finetune.learner`)
+    worker-00000-of-00001...     what a worker's optimiser holds (`engine.finetune.pieces`)
     state.json                   the step and what is known so far; written last: without it, there is no checkpoint
 
 Kept are the newest and, if it is another one, the weights of the best. What a kill or a full disk left is removed once
@@ -19,6 +19,7 @@ from upath import UPath
 
 from engine.config import Section
 from engine.errors import ArtifactError, HeadraceError, StorageError
+from engine.finetune.pieces import PART
 from engine.storage import is_local, make_directory, names, replace
 
 _STATE, _WEIGHTS = "state.json", "weights"
@@ -67,26 +68,31 @@ class Checkpoints:
             ) from None
 
     @contextlib.contextmanager
-    def opened(self, step: int) -> Iterator[Path]:
-        """A checkpoint's directory on this machine; if it is elsewhere a copy while the block runs, of the weights and
-        of this worker's part."""
+    def weights(self, step: int) -> Iterator[Path]:
+        """The directory with a checkpoint's weights; a copy while the block runs if it is on another machine."""
+        with self._here(step, lambda name: name == _WEIGHTS) as folder:
+            yield folder / _WEIGHTS
+
+    @contextlib.contextmanager
+    def optimiser(self, step: int, part: str) -> Iterator[Path]:
+        """The directory with the optimisers' state, as `weights`; all of it, unless there is a file called `part`."""
+        parts = [name for name in names(self._at(step)) if name.startswith(PART)]
+        with self._here(step, ({part} if part in parts else set(parts)).__contains__) as folder:
+            yield folder
+
+    @contextlib.contextmanager
+    def _here(self, step: int, wanted: Callable[[str], bool]) -> Iterator[Path]:
         place = self._at(step)
         if is_local(place):
             yield Path(str(place))
             return
         with tempfile.TemporaryDirectory() as copy:
-            place.fs.get((place / _WEIGHTS).path, f"{copy}/{_WEIGHTS}", recursive=True)
-            for name in names(place):
-                if name.startswith(f"worker-{self._rank:05d}-"):
-                    place.fs.get_file((place / name).path, f"{copy}/{name}")
+            for name in filter(wanted, names(place)):
+                place.fs.get((place / name).path, f"{copy}/{name}", recursive=True)
             yield Path(copy)
 
-    def weights_of(self, folder: Path) -> Path:
-        """Where a checkpoint's weights are."""
-        return folder / _WEIGHTS
-
-    def save(self, state: State, write: Callable[[Path], None]) -> None:
-        """Add the checkpoint of a state; `write(folder)` puts this worker's files there, weights under `weights/`.
+    def save(self, state: State, write: Callable[[Path, Path], None]) -> None:
+        """Add the checkpoint of a state; `write(folder, weights)` puts this worker's files into these directories.
 
         Raises `StorageError` on every worker if one of them could not write; the checkpoints of before stay then.
         """
@@ -98,7 +104,7 @@ class Checkpoints:
 
         def put() -> None:
             with self._writable(place) as folder:
-                write(folder)
+                write(folder, folder / _WEIGHTS)
                 _sync(folder)
 
         def commit() -> None:
@@ -146,7 +152,7 @@ class Checkpoints:
                 self._remove(self._at(step))
             elif step != state.steps:
                 for name in names(self._at(step)):
-                    if name.startswith("worker-"):
+                    if name.startswith(PART):
                         (self._at(step) / name).unlink(missing_ok=True)
 
     def _remove(self, place: UPath) -> None:

@@ -65,7 +65,7 @@ def forecast(
         linear = [each for each in body.modules() if isinstance(each, torch.nn.Linear)]
         trained = sum(lora.rank * (each.in_features + each.out_features) for each in linear)
     width = 2 if training.dtype == "bfloat16" else 4
-    shared = parallel.workers
+    shared = parallel.least
     weights = parameters * width // (shared if parallel.zero == 3 else 1)
     gradients = trained * width // (shared if parallel.zero >= 2 else 1)
     copies = 8 + (4 if width == 2 or parallel.zero else 0)

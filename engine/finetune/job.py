@@ -182,7 +182,8 @@ class _Job:
         parallel = self.recipe.parallel
         # What a GPU holds is not taken from main memory, and how much it has Ray cannot say.
         memory = 0 if parallel.gpus else self.memory.total
-        return [Demand("training workers", parallel.workers, parallel.cpus, parallel.gpus, memory, "parallel.workers")]
+        key = "parallel.fewest" if parallel.fewest else "parallel.workers"
+        return [Demand("training workers", parallel.least, parallel.cpus, parallel.gpus, memory, key)]
 
     def _forecast(self) -> Outcome:
         recipe = self.recipe

@@ -17,9 +17,8 @@ from typing import Any
 
 from engine.errors import HeadraceError
 from engine.finetune.options import OptimiserOptions, ParallelOptions
+from engine.finetune.pieces import PART, load_pieces, pieces_of, save_pieces
 
-_AVERAGES = ("exp_avg", "exp_avg_sq")
-_MASTER = "master"
 _COMPILED = "deepspeed_shm_comm"
 """An extension for inference that DeepSpeed would compile when it is first started on a machine."""
 
@@ -165,63 +164,46 @@ class Learner:
     def save(self, folder: Path) -> None:
         """Write what the weights do not tell, each worker its part: the optimiser's averages, the weights at full
         precision where they have it nowhere else, the number of steps. The weights are the caller's to write."""
-        from safetensors.torch import save_file
+        import torch
 
-        tensors: dict[str, Any] = {}
-        steps: dict[str, str] = {}
-        for name, master in self._masters().items():
-            state = self._optimiser.state[master]
-            tensors |= {f"{name}.{each}": state[each].detach().cpu().contiguous() for each in _AVERAGES}
-            if self._apart:
-                tensors[f"{name}.{_MASTER}"] = master.detach().cpu().contiguous()
-            steps[name] = str(int(state["step"]))
-        save_file(tensors, self._part(folder), metadata={"steps": str(self.steps), **steps})
+        if self._shared or torch.distributed.get_rank() == 0:  # otherwise all hold the same
+            pieces = pieces_of(self.engine, self._optimiser)
+            save_pieces(folder / self.part, pieces, self._optimiser, self.steps, masters=self._copies)
 
     def load(self, folder: Path) -> None:
-        """Go on exactly where `save` was called, on as many workers and with the same ZeRO stage; the model this was
-        made with holds the weights of then. Raises `HeadraceError` for what is no such state."""
-        import torch
-        from safetensors import SafetensorError, safe_open
+        """Go on exactly where `save` was called, on however many workers and with whichever ZeRO stage; the model this
+        was made with holds the weights of then. Raises `HeadraceError` for what is no such state."""
+        from safetensors import SafetensorError
 
+        own = folder / self.part
+        paths = [own] if own.exists() else sorted(folder.glob(f"{PART}*"))
         try:
-            with safe_open(self._part(folder), "pt") as file:
-                metadata = file.metadata()
-                for name, master in self._masters().items():
-                    if self._apart:
-                        with torch.no_grad():
-                            master.copy_(file.get_tensor(f"{name}.{_MASTER}").to(master.device))
-                    self._optimiser.state[master] = {
-                        "step": torch.tensor(float(metadata[name])),
-                        **{each: file.get_tensor(f"{name}.{each}").to(master.device) for each in _AVERAGES},
-                    }
-                self.steps = int(metadata["steps"])
-        except (FileNotFoundError, SafetensorError, KeyError, RuntimeError) as error:
+            pieces = pieces_of(self.engine, self._optimiser)
+            self.steps = load_pieces(paths, pieces, self._optimiser, masters=self._copies)
+        except (OSError, SafetensorError, LookupError, RuntimeError, ValueError) as error:
             why = str(error).strip().partition("\n")[0][:200]
             raise HeadraceError(
                 f"The training state in {folder} does not belong to this training ({why}).",
-                "Resume with the workers and the ZeRO stage it was saved with, or add --fresh to start over.",
+                "Choose another name=..., or add --fresh to start over.",
             ) from error
 
     @property
-    def _apart(self) -> bool:
-        """Whether the optimiser works on copies of the weights."""
-        return bool(self.engine.zero_optimization_stage() or self.engine.bfloat16_enabled())
-
-    def _masters(self) -> dict[str, Any]:
-        """What the optimiser works on: parameters, or with ZeRO this worker's flat share of them; by name."""
-        stage, inner = self.engine.zero_optimization_stage(), self.engine.optimizer
-        if stage == 3:
-            found = inner.fp32_partitioned_groups_flat
-        elif stage:
-            found = inner.single_partition_of_fp32_groups
-        else:
-            found = [each for group in self._optimiser.param_groups for each in group["params"]]
-        return {f"{number:06d}": each for number, each in enumerate(found)}
-
-    def _part(self, folder: Path) -> Path:
+    def part(self) -> str:
+        """The file this worker's state goes to: whichever training writes one of this name cuts as this one does."""
         import torch
 
-        return folder / f"worker-{torch.distributed.get_rank():05d}-of-{self.workers:05d}.safetensors"
+        rank, workers = (torch.distributed.get_rank(), self.workers) if self._shared else (0, 1)
+        return f"{PART}{rank:05d}-of-{workers:05d}-zero-{self.engine.zero_optimization_stage()}.safetensors"
+
+    @property
+    def _shared(self) -> bool:
+        """Whether each worker's optimiser has a share of the work, rather than all of it."""
+        return bool(self.engine.zero_optimization_stage())
+
+    @property
+    def _copies(self) -> bool:
+        """Whether the optimiser works on copies of the weights."""
+        return bool(self._shared or self.engine.bfloat16_enabled())
 
 
 def learning_rate(options: OptimiserOptions, step: int, total: int) -> float:

@@ -108,8 +108,9 @@ class _Loop:
         bf16 = plan.training.dtype == "bfloat16"
         arguments = (plan.optimiser, plan.parallel, plan.steps)
         if state.steps:
-            with checkpoints.opened(state.steps) as folder:
-                self.learner = Learner(task.load(checkpoints.weights_of(folder)), *arguments, bf16=bf16)
+            with checkpoints.weights(state.steps) as weights:
+                self.learner = Learner(task.load(weights), *arguments, bf16=bf16)
+            with checkpoints.optimiser(state.steps, self.learner.part) as folder:
                 self.learner.load(folder)
         else:
             self.learner = Learner(task.load(None), *arguments, bf16=bf16)
@@ -184,13 +185,13 @@ class _Loop:
             ended = f"{len(since)} measurements without a lower held-out loss than that of step {state.best:,}"
         self.state = state.model_copy(update={"ended": ended})
 
-    def _write(self, folder: Path) -> None:
+    def _write(self, folder: Path, weights: Path) -> None:
         """This worker's part of a checkpoint; at the end nobody needs the optimiser's state any more."""
         if not self.state.ended:
             self.learner.save(folder)
-        weights = self.learner.weights()
-        if weights is not None:
-            self.task.save(self.learner.engine.module, weights, self.checkpoints.weights_of(folder))
+        found = self.learner.weights()
+        if found is not None:
+            self.task.save(self.learner.engine.module, found, weights)
 
 
 def agree(well: bool) -> bool:

@@ -81,6 +81,8 @@ class ParallelOptions(Section):
 
     workers: int = knob(1, ge=1)
     """Training workers."""
+    fewest: int | None = knob(None, ge=1)
+    """Go on with so few where machines are lost, until there are more again; unset: wait for all of them."""
     zero: Literal[0, 1, 2, 3] = knob(0)
     """DeepSpeed ZeRO: shared among workers are optimiser state (1), gradients (2) and parameters (3)."""
     offload: Literal["none", "optimiser", "all"] = knob("none")
@@ -100,7 +102,14 @@ class ParallelOptions(Section):
             raise ValueError("offload needs parallel.zero of 1, 2 or 3")
         if self.offload == "all" and self.zero != 3:
             raise ValueError("offload: all needs parallel.zero: 3")
+        if self.least > self.workers:
+            raise ValueError(f"fewest cannot be more than parallel.workers ({self.workers})")
         return self
+
+    @property
+    def least(self) -> int:
+        """Workers that training does not go on without."""
+        return self.fewest or self.workers
 
 
 class LoraOptions(Section):

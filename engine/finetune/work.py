@@ -90,7 +90,8 @@ def run_workers(assignment: Assignment, stall_seconds: float) -> None:
 
 def _scaling(kind: Any, parallel: ParallelOptions) -> Any:
     resources = {"CPU": parallel.cpus} | ({"GPU": parallel.gpus} if parallel.gpus else {})
-    return kind(num_workers=parallel.workers, use_gpu=parallel.gpus > 0, resources_per_worker=resources)
+    workers = parallel.workers if parallel.least == parallel.workers else (parallel.least, parallel.workers)
+    return kind(num_workers=workers, use_gpu=parallel.gpus > 0, resources_per_worker=resources)
 
 
 def _watched(trainer: Any, home: UPath, stall_seconds: float, recipe: FineTuningRecipe) -> dict[str, str] | None:
@@ -197,8 +198,8 @@ def _publish(assignment: Assignment, task: FineTuning | RewardTraining, state: S
     recipe, home, output = assignment.recipe, UPath(assignment.home), UPath(assignment.output)
     best = state.best or state.steps
     checkpoints = Checkpoints(home)
-    with checkpoints.opened(best) as folder, _staging(output) as staging:
-        task.export(checkpoints.weights_of(folder), staging)
+    with checkpoints.weights(best) as weights, _staging(output) as staging:
+        task.export(weights, staging)
         measured = {each.step: each.values for each in state.measured}
         publish_model(
             staging,

@@ -9,8 +9,8 @@ from engine.errors import ArtifactError, StorageError
 from engine.finetune.checkpoints import Checkpoints, Measured, State
 
 
-def write(folder, text="weights"):
-    (folder / "weights" / "model.safetensors").write_text(text)
+def write(folder, weights):
+    (weights / "model.safetensors").write_text("weights")
     (folder / "worker-00000-of-00001.safetensors").write_text("averages")
 
 
@@ -40,8 +40,23 @@ def test_the_newest_and_the_best_are_kept(home):
         "step-00000006/weights/model.safetensors",
         "step-00000006/worker-00000-of-00001.safetensors",
     ]
-    with checkpoints.opened(2) as folder:
-        assert (checkpoints.weights_of(folder) / "model.safetensors").read_text() == "weights"
+    with checkpoints.weights(2) as folder:
+        assert (folder / "model.safetensors").read_text() == "weights"
+
+
+def test_a_worker_fetches_its_own_part_or_all_of_them(home):
+    def two(folder, weights):
+        for name in ("worker-0", "worker-1", "weights/model"):
+            (folder / name).write_text(name)
+
+    checkpoints = Checkpoints(home)
+    checkpoints.save(at(2), two)
+    with checkpoints.optimiser(2, "worker-1") as folder:
+        assert (folder / "worker-1").read_text() == "worker-1"
+        if home.protocol == "memory":
+            assert [each.name for each in folder.iterdir()] == ["worker-1"]
+    with checkpoints.optimiser(2, "worker-2") as folder:
+        assert {"worker-0", "worker-1"} <= {each.name for each in folder.iterdir()}
 
 
 @pytest.mark.parametrize(
@@ -51,8 +66,8 @@ def test_a_full_disk_is_one_sentence_and_the_last_one_stays(home, error):
     checkpoints = Checkpoints(home)
     checkpoints.save(at(2), write)
 
-    def full(folder):
-        write(folder)
+    def full(folder, weights):
+        write(folder, weights)
         raise error
 
     with pytest.raises(StorageError, match=r"step 4 cannot be written .*No space left"):

@@ -1,6 +1,6 @@
 """One worker of a tiny training, for test_learner: trains as each of the cases says and prints the losses as JSON.
 
-python training_worker.py RANK WORLD FOLDER CASES
+python training_worker.py RANK WORLD FOLDER RUN CASES
 """
 
 import faulthandler
@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from safetensors.torch import load_file, save_file
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from engine.finetune import DataOrder, pack, share
@@ -71,26 +72,33 @@ def plainly():
     return losses
 
 
-def train(rank, world, folder, zero, packed, resume, bf16=False):
-    """Losses of a training, which is broken off and taken up in the middle if `resume` says so."""
+def train(rank, world, folder, zero, packed=True, resume=False, bf16=False, after=None):
+    """Losses of a training, which is broken off and taken up in the middle if `resume` says so; or those of its second
+    half alone, going on from what another training, `after`, has left."""
 
     def learner_of(model):
         model = use_loss_head(use_packed_attention(model.bfloat16() if bf16 else model))
         return Learner(model, OPTIONS, ParallelOptions(zero=zero, workers=world), STEPS, bf16=bf16)
 
-    learner, losses = learner_of(tiny()), []
-    for number in range(STEPS):
-        if resume and number == STEPS // 2:
+    def taken_up(folder):
+        model = tiny(seed=1)
+        model.load_state_dict(load_file(folder / "model.safetensors"), strict=False)
+        model.tie_weights()
+        learner = learner_of(model)
+        learner.load(folder)
+        return learner
+
+    half, losses = STEPS // 2, []
+    learner = taken_up(folder.parent / after) if after else learner_of(tiny())
+    for number in range(half if after else 0, STEPS):
+        if resume and number == half:
             folder.mkdir(exist_ok=True)
             learner.save(folder)
-            engine = learner.engine
-            kept = engine._zero3_consolidated_16bit_state_dict() if zero == 3 else engine.module.state_dict()
-            box = [{name: each.clone() for name, each in kept.items()} if rank == 0 else None]
-            torch.distributed.broadcast_object_list(box, 0)  # between processes of this test alone
-            model = tiny(seed=1)
-            model.load_state_dict(box[0])
-            learner = learner_of(model)
-            learner.load(folder)
+            weights = learner.weights()
+            if weights is not None:
+                save_file({name: each.clone() for name, each in weights.items()}, folder / "model.safetensors")
+            torch.distributed.barrier()
+            learner = taken_up(folder)
         some = step_of(number)
         rows = pack([len(each.ids) for each in some], WINDOW) if packed else [[at] for at in range(len(some))]
         mine = [make_row([some[at] for at in row]) for row in share(rows, world)[rank]]
@@ -99,19 +107,17 @@ def train(rank, world, folder, zero, packed, resume, bf16=False):
 
 
 def main():
-    rank, world, folder = int(sys.argv[1]), int(sys.argv[2]), Path(sys.argv[3])
+    rank, world, folder, run = int(sys.argv[1]), int(sys.argv[2]), Path(sys.argv[3]), sys.argv[4]
     faulthandler.enable()
     os.environ.update(RANK=str(rank), WORLD_SIZE=str(world), LOCAL_RANK="0")
     torch.set_num_threads(1)
-    torch.distributed.init_process_group("gloo", f"file://{folder}/rendezvous", rank=rank, world_size=world)
+    torch.distributed.init_process_group("gloo", f"file://{folder}/rendezvous-{run}", rank=rank, world_size=world)
     found = {}
-    for case in json.loads(sys.argv[4]):
+    for case in json.loads(sys.argv[5]):
         name = json.dumps(case)
-        found[name] = train(rank, world, folder / str(len(found)), **case)
+        found[f"{run} {name}"] = train(rank, world, folder / f"{run}-{len(found)}", **case)
     if rank == 0:
-        if world == 1:
-            found["plain"] = plainly()
-        (folder / f"losses-{world}.json").write_text(json.dumps(found))
+        (folder / f"losses-{run}.json").write_text(json.dumps(found))
     torch.distributed.barrier()
     torch.distributed.destroy_process_group()
     os._exit(0)  # what is tested is done; threads of gloo now and then crash an interpreter that closes down
