@@ -74,6 +74,7 @@ def run(recipe: EvaluateRecipe, call: Invocation) -> Outcome:
             narrate=partial(narrate, home=home),
             uses=planned.uses,
             models=lambda: planned.uses,
+            limited_by_codec=False,
             hints={
                 "generate": "fewer samples, a smaller sampling.max_tokens, or engine.actors on more cores or GPUs.",
                 "check": "a smaller sandbox.seconds, or more engine.actors.",

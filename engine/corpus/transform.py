@@ -83,6 +83,8 @@ class Transform:
     models: Callable[[], Mapping[str, str]] = dict
     source: SourceConfig | None = None
     after: Callable[[artifacts.Dataset, Stopwatch], None] | None = None
+    limited_by_codec: bool = True
+    """Whether reading and writing could be what limits it, so that its rate is compared with theirs alone."""
 
     def demands(self, cores: int) -> list[Demand]:
         """All that must be schedulable at once for the job to move."""
@@ -286,7 +288,7 @@ class _Job:
         report = self.home.path / "report.html"
         if rate is None and report.exists():
             return Outcome(transform.job, dataset.path, facts, report=report, reused=True)
-        if rate is not None:
+        if rate is not None and transform.limited_by_codec:
             inputs = [each for shard in self.plan.shards for each in shard.slices if each.file.format == "parquet"]
             ceiling = None
             with watch.phase("measure ceiling"):

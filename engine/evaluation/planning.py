@@ -7,7 +7,7 @@ Called by `jobs.evaluate`.
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -37,7 +37,7 @@ from engine.observe import duration
 from engine.resources import usable_cpus
 from engine.storage import locate, writable
 
-_BASE = 1.2e9
+_BASE = 1_200_000_000
 """Bytes of a process that has imported torch and vLLM, before any model."""
 
 
@@ -53,8 +53,8 @@ class Planned:
     left_out: Counter[str]
     parents: tuple[Parent, ...]
     uses: dict[str, str]
-    actor_bytes: int
-    """Memory of one actor that holds all the models."""
+    memory: Mapping[str, int]
+    """Bytes that a stage takes, by its name; one actor may hold them all."""
 
     def publish(self, place: str) -> SourceConfig:
         """Publish the questions below a place, under a name made of their contents, unless they are there; the source
@@ -114,13 +114,15 @@ class Planned:
         if asked:
             seconds = len(asked) * most / (options.tokens_per_second * options.actors)
             facts["time to write"] = f"at most {duration(seconds)} at {options.tokens_per_second:g} tokens/s an actor"
-        facts["memory per actor"] = f"about {self.actor_bytes / 1e9:.1f} GB"
+        facts["memory per actor"] = f"about {sum(self.memory.values()) / 1e9:.1f} GB"
         return facts
 
     def stages(self) -> Callable[[int], list[Stage]]:
         """The stages of the stream, for a number of cores; only those that have something to do."""
         recipe, tasks = self.recipe, {each.task for each in self.questions}
         options, model = recipe.engine, portable(recipe.model)
+        # What a GPU holds is not taken from main memory.
+        memory = {name: 0 if options.gpus else size for name, size in self.memory.items()}
 
         def stages(cores: int) -> list[Stage]:
             found = []
@@ -128,16 +130,18 @@ class Planned:
             share: dict[str, Any] = {"actors": options.actors, "cpus": options.cpus or own, "gpus": options.gpus}
             if tasks & {"humaneval", "prompts"}:
                 generating = {"model": model, "options": options, "sampling": recipe.sampling}
-                found.append(Stage("generate", Generating, generating, **share))
+                found.append(Stage("generate", Generating, generating, **share, memory=memory["generate"]))
             if "humaneval" in tasks:
                 # Beside GPUs there are cores to spare for the sandbox; without, the same actor does it all.
                 beside = {"actors": max(1, cores - options.actors), "cpus": 1} if options.gpus else share
                 found.append(Stage("check", Checking, {"sandbox": recipe.sandbox}, **beside))
             if "heldout" in tasks:
-                found.append(Stage("measure", Measuring, {"model": model, "gpus": options.gpus}, **share))
+                measuring = {"model": model, "gpus": options.gpus}
+                found.append(Stage("measure", Measuring, measuring, **share, memory=memory["measure"]))
             if recipe.reward and "prompts" in tasks:
                 scorer = recipe.reward.model_copy(update={"model": portable(recipe.reward.model)})
-                found.append(Stage("reward", Rewarding, {"options": scorer, "gpus": options.gpus}, **share))
+                rewarding = {"options": scorer, "gpus": options.gpus}
+                found.append(Stage("reward", Rewarding, rewarding, **share, memory=memory["reward"]))
             return found
 
         return stages
@@ -176,10 +180,16 @@ def prepare(recipe: EvaluationRecipe) -> Planned:
         uses["reward"] = fingerprint(resolve(recipe.reward.model))
     if recipe.judge and recipe.judge.against != REFERENCE:
         uses["against"] = read_dataset(locate(recipe.judge.against)).fingerprint
-    size = _BASE + _weights(recipe.model) * (bool(recipe.humaneval or recipe.prompts) + bool(recipe.heldout))
-    size += _weights(recipe.reward.model) if recipe.reward else 0
-    size += cache_bytes(config, recipe.engine.at_once, room) if recipe.engine.kind == "vllm" else 0
-    return Planned(recipe, found, left_out, tuple(parents.values()), uses, int(size))
+    weights, memory = _weights(recipe.model), {}
+    if recipe.humaneval or recipe.prompts:
+        cache = cache_bytes(config, recipe.engine.at_once, room) if recipe.engine.kind == "vllm" else 0
+        memory["generate"] = int(weights + cache)
+    if recipe.heldout:
+        memory["measure"] = weights
+    if recipe.reward and recipe.prompts:
+        memory["reward"] = _weights(recipe.reward.model)
+    memory = {name: size + (0 if at else _BASE) for at, (name, size) in enumerate(memory.items())}
+    return Planned(recipe, found, left_out, tuple(parents.values()), uses, memory)
 
 
 def _weights(reference: str) -> int:
