@@ -19,7 +19,8 @@ LEVELS = [
     {"corpus", "models"},
     {"lintseq"},
     {"finetune"},
-    {"sieve", "rlhf", "value_network", "selection", "evaluation"},
+    {"evaluation"},
+    {"sieve", "rlhf", "value_network", "selection"},
 ]
 RANK = {room: level for level, rooms in enumerate(LEVELS) for room in rooms}
 SAME_LEVEL = {("resources", "cluster"), ("cluster", "resources"), ("storage", "config"), ("submission", "cluster"),

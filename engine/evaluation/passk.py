@@ -3,16 +3,14 @@
 Left out: how samples are drawn and checked. Called by `engine.evaluation.report`.
 """
 
-from collections.abc import Sequence
-
 import numpy as np
 import numpy.typing as npt
 
 Floats = npt.NDArray[np.float64]
 
 
-def pass_at_k(samples: Sequence[int] | npt.NDArray[np.int64], passed: Sequence[int], k: int) -> Floats:
-    """Per problem, shape (n,): 1 - C(samples - passed, k) / C(samples, k), as a product that never overflows.
+def pass_at_k(samples: npt.ArrayLike, passed: npt.ArrayLike, k: int) -> Floats:
+    """1 - C(samples - passed, k) / C(samples, k), as a product that never overflows; one number, or one per problem.
 
     Raises `ValueError` where a problem has fewer than k samples or more passed than were drawn.
     """
@@ -23,8 +21,8 @@ def pass_at_k(samples: Sequence[int] | npt.NDArray[np.int64], passed: Sequence[i
         raise ValueError("as many as were drawn can have passed, and no more")
     # The k draws without replacement, one after the other: (wrong - i) of (drawn - i) are still wrong.
     step = np.arange(k)
-    wrong = np.clip(drawn[:, None] - right[:, None] - step, 0, None)
-    found: Floats = 1.0 - (wrong / (drawn[:, None] - step)).prod(axis=1)
+    wrong = np.clip(drawn[..., None] - right[..., None] - step, 0, None)
+    found: Floats = 1.0 - (wrong / (drawn[..., None] - step)).prod(axis=-1)
     return found
 
 
