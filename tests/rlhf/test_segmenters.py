@@ -1,5 +1,7 @@
 """Termination rules: exact partitions, the same in a batch as alone, and cuts where the text says."""
 
+import itertools
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -29,7 +31,7 @@ def f(x, y=";"):
 def tokens_of(text, rng):
     """A text in pieces, with their offsets."""
     cuts = sorted({0, *rng.integers(0, len(text) + 1, len(text) // 3).tolist(), len(text)})
-    return np.array(list(zip(cuts, cuts[1:], strict=False)) or [(0, 0)], np.int64)
+    return np.array(list(itertools.pairwise(cuts)) or [(0, 0)], np.int64)
 
 
 def batch_of(seed, rows=4):
