@@ -22,27 +22,32 @@ CHUNK = 256
 
 
 class LossHead(torch.nn.Linear):
-    """A linear layer that, while it is `learning`, gives the summed cross-entropy of its outputs."""
+    """A linear layer that, while it is `learning`, gives the cross-entropy of its outputs."""
 
     targets: torch.Tensor | None = None
+    each = False
+    temperature = 1.0
 
     def forward(self, hidden: torch.Tensor) -> torch.Tensor:
-        """(..., width) -> logits (..., vocabulary); or the loss in nats, a scalar."""
+        """(..., width) -> logits (..., vocabulary); or the loss in nats, a scalar, or `each` target's, (L,)."""
         if self.targets is None:
             return super().forward(hidden)
+        if self.temperature != 1:
+            hidden = hidden / self.temperature
         on_cpu = hidden.device.type == "cpu"
         options = LinearCrossEntropyOptions(batch_chunk_size=CHUNK) if on_cpu else LinearCrossEntropyOptions()
         # A sum in half precision would lose its digits; token by token the gradient is computed on the way back.
-        reduction = "sum" if hidden.dtype == torch.float32 else "none"
+        reduction = "sum" if hidden.dtype == torch.float32 and not self.each else "none"
         found = linear_cross_entropy(
             hidden.flatten(0, -2), self.weight, self.targets, reduction=reduction, ignore_index=IGNORED, options=options
         )
-        return found.float().sum()
+        return found.float() if self.each else found.float().sum()
 
     @contextmanager
-    def learning(self, targets_L: torch.Tensor) -> Iterator[None]:
-        """Give the loss of these targets, not logits, for the length of a `with` block."""
-        self.targets = targets_L
+    def learning(self, targets_L: torch.Tensor, *, each: bool = False, temperature: float = 1.0) -> Iterator[None]:
+        """Give the loss of these targets, not logits, for the length of a `with` block; `temperature` divides
+        logits."""
+        self.targets, self.each, self.temperature = targets_L, each, temperature
         try:
             yield
         finally:

@@ -3,6 +3,7 @@
 Left out: training it (`engine.finetune.learner` trains whatever has gradients). Called by the tasks.
 """
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,12 +12,19 @@ from engine.finetune.options import LoraOptions
 
 
 def with_adapter(
-    model: Any, options: LoraOptions, *, new_tokens: list[int], head: list[str], saved: Path | None
+    model: Any,
+    options: LoraOptions,
+    *,
+    new_tokens: Sequence[int] = (),
+    head: Sequence[str] = (),
+    saved: Path | None = None,
+    layers: Sequence[int] | None = None,
 ) -> Any:
     """The model with an adapter, a new one (from torch's seed) or the one saved; all else is frozen.
 
     `new_tokens` are rows of the embedding that nobody has trained yet: they are trained whole. So are the modules named
-    in `head`. Raises `RecipeError` for `targets` that the model has not.
+    in `head`. `layers` are the numbers of those that get one, all if not given. Raises `RecipeError` for `targets` that
+    the model has not.
     """
     from peft import LoraConfig, PeftModel, get_peft_model
 
@@ -27,10 +35,10 @@ def with_adapter(
         r=options.rank,
         lora_alpha=options.alpha,
         lora_dropout=options.dropout,
-        target_modules=options.targets,
-        exclude_modules=head or None,
-        modules_to_save=head or None,
-        trainable_token_indices={embedding.rpartition(".")[2]: new_tokens} if new_tokens else None,
+        target_modules=options.targets if layers is None else _within(model, options.targets, layers),
+        exclude_modules=list(head) or None,
+        modules_to_save=list(head) or None,
+        trainable_token_indices={embedding.rpartition(".")[2]: list(new_tokens)} if new_tokens else None,
     )
     try:
         return get_peft_model(model, config)
@@ -42,6 +50,18 @@ def with_adapter(
             f"lora.targets does not fit the model ({str(error).partition(chr(10))[0][:150].rstrip('.')}).",
             f"Name some of: {', '.join(linear)}.",
         ) from None
+
+
+def _within(model: Any, targets: list[str] | str, layers: Sequence[int]) -> list[str]:
+    """Full names of the linear layers that are meant, in these layers of the model."""
+    numbers = {str(each) for each in layers}
+    return [
+        name
+        for name, each in model.named_modules()
+        if hasattr(each, "in_features")
+        and numbers & set(name.split("."))
+        and (isinstance(targets, str) or name.rpartition(".")[2] in targets)
+    ]
 
 
 def save_adapter(model: Any, weights: dict[str, Any], folder: Path) -> None:
