@@ -59,14 +59,15 @@ def _feistel(values: npt.NDArray[np.uint64], half: int, keys: npt.NDArray[np.uin
     mask, shift = np.uint64((1 << half) - 1), np.uint64(half)
     left, right = values >> shift, values & mask
     for key in keys:
-        left, right = right, left ^ (_mixed(right + key) & mask)
+        left, right = right, left ^ (mixed(right + key) & mask)
     return (left << shift) | right
 
 
-def _mixed(values: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint64]:
-    """Splitmix64's finaliser: every bit of the input moves every bit of the output."""
+def mixed(values: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint64]:
+    """Numbers that look drawn, the same on every machine: the finaliser of SplitMix64 (Steele et al. 2014), in which
+    every bit of the input moves every bit of the output."""
     values = values + np.uint64(_MIX[0])
     values = (values ^ (values >> np.uint64(30))) * np.uint64(_MIX[1])
     values = (values ^ (values >> np.uint64(27))) * np.uint64(_MIX[2])
-    mixed: npt.NDArray[np.uint64] = values ^ (values >> np.uint64(31))
-    return mixed
+    found: npt.NDArray[np.uint64] = values ^ (values >> np.uint64(31))
+    return found

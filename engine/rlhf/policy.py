@@ -2,7 +2,7 @@
 
 Only the last layers learn if the recipe says so. What lies below them, the trunk, is the same for policy and
 reference and in every epoch, so it runs once per step, without gradients, and its hidden states are kept. The
-reference is the model with its adapter switched off, or frozen copies of the layers that learn. The head is applied
+reference is the model with its adapter switched off, or frozen copies of what learns. The head is applied
 where a response token is to be predicted and nowhere else.
 
 Left out: losses (`engine.rlhf.losses`) and optimising (`engine.rlhf.learner`, which calls this).
@@ -54,10 +54,9 @@ class Policy(torch.nn.Module):
         self.frozen, self.temperature = frozen, temperature
         inner = lm.get_base_model() if hasattr(lm, "get_base_model") else lm
         self._body: list[Any] = [inner.get_decoder()]  # in a list, for it is a part of `lm` already
+        self._reference: list[Any] = []
         self._adapter = hasattr(lm, "disable_adapter")
-        self._before: list[Any] = []
-        if not self._adapter:
-            self._before = [copy.deepcopy(each).requires_grad_(False) for each in self.body.layers[frozen:]]
+        self._before = [] if self._adapter else self._copies()
         self.apart = keeps_apart(lm)
         self._features: Tensor | None = None
         self.body.register_forward_hook(self._see)
@@ -75,9 +74,9 @@ class Policy(torch.nn.Module):
             return hidden
         if part == "reference":
             with torch.no_grad(), self._as_reference(row):
-                return self._logp(row)
+                return self._logp(row, self._whole or self.lm)
         with self._layers(self._upper(row)):
-            return self._logp(row)
+            return self._logp(row, self.lm)
 
     def features(self) -> "Tensor":
         """The last hidden states of the row that was looked at last, (T, W), after the norm; no gradient."""
@@ -88,17 +87,31 @@ class Policy(torch.nn.Module):
         """Names of the parameters that learn."""
         return (name for name, each in self.lm.named_parameters() if each.requires_grad)
 
-    def _logp(self, row: PolicyRow) -> "Tensor":
+    def _copies(self) -> list[Any]:
+        """What learns, as it is now: layers, or all of the model where more than layers learn."""
+        upper = {id(each) for layer in self.body.layers[self.frozen :] for each in layer.parameters()}
+        if all(id(each) in upper for each in self.lm.parameters() if each.requires_grad):
+            return [copy.deepcopy(each).requires_grad_(False) for each in self.body.layers[self.frozen :]]
+        whole = copy.deepcopy(self.lm).requires_grad_(False)
+        whole.get_decoder().register_forward_hook(self._see)
+        self._reference.append(whole)
+        return []
+
+    @property
+    def _whole(self) -> Any:
+        return self._reference[0] if self._reference else None
+
+    def _logp(self, row: PolicyRow, lm: Any) -> "Tensor":
         inputs = {"inputs_embeds": row.hidden_1TW} if row.hidden_1TW is not None else {"input_ids": row.ids_1T}
-        head, predicting_N, target_N = loss_head(self.lm), row.predicting_N, row.target_N
+        head, predicting_N, target_N = loss_head(lm), row.predicting_N, row.target_N
         if not len(target_N):  # a worker without a part still takes part in its collectives
             predicting_N, target_N = predicting_N.new_zeros(1), target_N.new_zeros(1)
         arguments = {**inputs, **self._about(row), "logits_to_keep": predicting_N}
         if head is not None:
             with head.learning(target_N, each=True, temperature=self.temperature):
-                logp_N: Tensor = -self.lm(**arguments).logits
+                logp_N: Tensor = -lm(**arguments).logits
         else:
-            logits_NV = self.lm(**arguments).logits[0].float() / self.temperature
+            logits_NV = lm(**arguments).logits[0].float() / self.temperature
             logp_N = -torch.nn.functional.cross_entropy(logits_NV, target_N, reduction="none")
         return logp_N[: len(row.target_N)] if len(row.target_N) else logp_N * 0
 
@@ -111,13 +124,15 @@ class Policy(torch.nn.Module):
 
     @contextlib.contextmanager
     def _as_reference(self, row: PolicyRow) -> Iterator[None]:
-        if self._adapter:
+        if self._whole is not None:
+            yield
+        elif self._adapter:
             with self.lm.disable_adapter(), self._layers(self._upper(row)):
                 yield
-            return
-        below = [] if row.hidden_1TW is not None else list(self.body.layers[: self.frozen])
-        with self._layers([*below, *self._before]):
-            yield
+        else:
+            below = [] if row.hidden_1TW is not None else list(self.body.layers[: self.frozen])
+            with self._layers([*below, *self._before]):
+                yield
 
     @contextlib.contextmanager
     def _layers(self, some: list[Any], *, norm: bool = True) -> Iterator[None]:

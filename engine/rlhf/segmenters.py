@@ -23,6 +23,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from engine.errors import HeadraceError
+from engine.finetune.order import mixed
 from engine.rlhf.text_rules import parse_cuts, sentence_cuts, syntax_cuts
 
 Bools = NDArray[np.bool_]
@@ -143,7 +144,7 @@ def random_order(seeds_B: Ints) -> Ints:
     """The lengths of the rule `random` in an order of each seed's own, (B, 12)."""
     pool = np.repeat(np.array(RANDOM_LENGTHS, np.int64), RANDOM_REPEATS)
     drawn = np.arange(1, len(pool) + 1, dtype=np.uint64)
-    keys = _mixed(_mixed(seeds_B.astype(np.uint64))[:, None] + drawn)
+    keys = mixed(mixed(seeds_B.astype(np.uint64))[:, None] + drawn)
     order: Ints = pool[np.argsort(keys, axis=1, kind="stable")]
     return order
 
@@ -187,15 +188,6 @@ def _perplexity_step(rows: _Compact) -> Bools:
     """A token less likely than the one before it begins the next macro."""
     logprobs_BR = rows.logprobs("perplexity_step")
     return np.diff(logprobs_BR, axis=1, prepend=logprobs_BR[:, :1]) < 0
-
-
-def _mixed(numbers: NDArray[np.uint64]) -> NDArray[np.uint64]:
-    """Numbers that look drawn, the same on every machine (the finaliser of SplitMix64, Steele et al. 2014)."""
-    with np.errstate(over="ignore"):
-        numbers = numbers + np.uint64(0x9E3779B97F4A7C15)
-        numbers = (numbers ^ (numbers >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-        numbers = (numbers ^ (numbers >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-        return numbers ^ (numbers >> np.uint64(31))
 
 
 _RULES: dict[str, Rule] = {

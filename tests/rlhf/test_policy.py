@@ -58,6 +58,21 @@ def test_parts_are_the_whole(layers, temperature):
     assert policy.features().shape == (row.ids_1T.shape[1], 32)
 
 
+@pytest.mark.parametrize("layers", [None, 4])
+def test_the_reference_stays_where_all_of_the_model_learns(layers):
+    lm = tiny()
+    policy, row = Policy(lm, frozen=freeze(lm, layers)), packed()
+    before = policy(row, "reference")
+    states = policy.features().clone()
+    with torch.no_grad():
+        for each in policy.parameters():
+            if each.requires_grad:
+                each += 0.1 * torch.randn_like(each)
+    assert not torch.allclose(policy(row), before, atol=1e-2)
+    assert torch.allclose(policy(row, "reference"), before, atol=1e-6)
+    assert torch.allclose(policy.features(), states, atol=1e-6)
+
+
 @pytest.mark.parametrize("lora", [False, True])
 def test_only_the_upper_layers_learn_and_the_reference_stays(lora):
     lm = tiny()
