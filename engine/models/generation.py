@@ -74,7 +74,7 @@ class VllmGenerator:
     def __init__(self, reference: str, *, at_once: int = 32, longest: int = LONGEST) -> None:
         self.tokenizer = load_tokenizer(reference)
         folder = resolve(reference)
-        self._ends = _ends(_generation_config(folder), self.tokenizer)
+        self._ends = end_tokens(folder, self.tokenizer)
         self.engine, self.longest = start_vllm(folder, at_once=at_once, longest=longest)
 
     def generate(self, prompts: Sequence[list[int]], sampling: Sampling, seeds: Sequence[int]) -> list[Generated]:
@@ -202,8 +202,9 @@ class _Stop:
         return torch.tensor([bool(each) for each in self.ended], device=ids_BT.device)
 
 
-def start_vllm(folder: Path, *, at_once: int, longest: int = LONGEST) -> tuple[Any, int]:
-    """A vLLM engine in this process, and the most tokens that a prompt and its answer may have together.
+def start_vllm(folder: Path, *, at_once: int, longest: int = LONGEST, **more: Any) -> tuple[Any, int]:
+    """A vLLM engine in this process, and the most tokens that a prompt and its answer may have together; `more` are
+    keys of vLLM's own.
 
     On a CPU it computes in float32 and takes memory for the longest text, or `at_once` of 1,024 tokens, and no more.
     """
@@ -213,6 +214,7 @@ def start_vllm(folder: Path, *, at_once: int, longest: int = LONGEST) -> tuple[A
     config = AutoConfig.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
     longest = min(window(config), longest)
     keys: dict[str, Any] = {"max_model_len": longest, "max_num_seqs": at_once, "seed": 0, "disable_log_stats": True}
+    keys |= more
     os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
     if not torch.cuda.is_available():
         # Read when vLLM is imported. Without a size for the cache it wants nearly all of the machine's memory.
@@ -242,6 +244,11 @@ def cache_bytes(config: Any, at_once: int, longest: int) -> int:
 def window(config: Any) -> int:
     """Tokens that a model has positions for, by its configuration; `LONGEST` where that does not say."""
     return int(getattr(config.get_text_config(), "max_position_embeddings", None) or LONGEST)
+
+
+def end_tokens(folder: Path, tokenizer: Any) -> frozenset[int]:
+    """Ids that end a text of the model in a directory."""
+    return _ends(_generation_config(folder), tokenizer)
 
 
 def _generation_config(folder: Path) -> Any:

@@ -1,0 +1,256 @@
+"""Who draws responses for a training: engines in actors of their own or in this process, trusted only when verified.
+
+    healthy   holds the version that is asked for, and was asked for a text's log-probabilities since it came
+    stale     holds another: it has just been started (again), or a sync failed
+    dead      its process is gone; Ray starts it anew, and then it is stale
+
+Weights go out with a version. Each engine is then given a fixed text, and what it makes of it is compared with what
+the learner makes of it: vLLM on a CPU can take new weights and go on computing with old ones. A difference, a missing
+tensor or a missed deadline is tried once more; after that an error names the culprit. Nothing is ever drawn from other
+weights than the version asked for. Prompts of an engine that dies are given to the others, or to itself once it is
+back.
+
+Left out: the engines themselves (`engine.rlhf.engines`), and how weights travel (`engine.rlhf.transport`). The actors
+are the driver's (`engine.rlhf.job`), so that they outlive a training worker; the loop calls this.
+"""
+
+import os
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+
+from engine.errors import DeadlineExceeded, HeadraceError
+from engine.observe import get_logger
+from engine.rlhf.engines import Drawing, RolloutEngine, Written, make_engine
+from engine.rlhf.options import RolloutOptions
+from engine.rlhf.transport import InProcess, ObjectStore, Parcel, WeightTransport
+
+_log = get_logger("rlhf")
+_SHARE = 4
+"""Parts that an engine's prompts are handed over in at the most: what a death costs is one of them."""
+_BACK_SECONDS = 1.0
+"""Between two looks whether an engine is back."""
+
+
+@dataclass(frozen=True)
+class Probe:
+    """A text as tokens, the log-probability of each but the first as the learner has it, and how far an engine may be
+    from that."""
+
+    ids: list[int]
+    logprobs: list[float]
+    tolerance: float
+
+
+class Rollouts(Protocol):
+    """What the loop knows of engines."""
+
+    def generate(self, prompts: Sequence[list[int]], seeds: Sequence[int], drawing: Drawing) -> list[Written]:
+        """Responses from the version that was synced last. Raises `HeadraceError`s."""
+
+    def sync(self, version: int, weights: Mapping[str, Any], probe: Probe) -> None:
+        """Give every engine these weights and see that it works with them. Raises `HeadraceError`s."""
+
+
+class LocalRollouts:
+    """One engine in this process."""
+
+    def __init__(self, engine: RolloutEngine) -> None:
+        self._engine, self._transport = engine, InProcess()
+
+    def generate(self, prompts: Sequence[list[int]], seeds: Sequence[int], drawing: Drawing) -> list[Written]:
+        """See `Rollouts`."""
+        return self._engine.generate(prompts, seeds, drawing)
+
+    def sync(self, version: int, weights: Mapping[str, Any], probe: Probe) -> None:
+        """See `Rollouts`."""
+        for again in (True, False):
+            self._engine.load(self._transport.unpack(self._transport.pack(version, weights)))
+            if _verified(self._engine.logprobs(probe.ids), probe, "The engine", version, again):
+                return
+
+
+class EngineActor:
+    """An engine in a process of its own; says which version it holds, and refuses to draw from any other."""
+
+    def __init__(self, options: RolloutOptions, model: str, longest: int) -> None:
+        self._engine = make_engine(options.engine, model, at_once=options.at_once, longest=longest, gpus=options.gpus)
+        self._transport: WeightTransport = ObjectStore()
+        self._version: int | None = None
+
+    def version(self) -> tuple[int | None, int]:
+        """The version that is held (None: not verified) and this process's id."""
+        return self._version, os.getpid()
+
+    def generate(
+        self, version: int, prompts: list[list[int]], seeds: list[int], drawing: Drawing
+    ) -> list[Written] | None:
+        """Responses; None where it holds another version."""
+        return self._engine.generate(prompts, seeds, drawing) if version == self._version else None
+
+    def load(self, parcel: Parcel, ids: list[int]) -> list[float]:
+        """Take weights; what is made of a text with them. The version holds once `confirm` has said so."""
+        self._version = None
+        self._engine.load(self._transport.unpack(parcel))
+        return self._engine.logprobs(ids)
+
+    def confirm(self, version: int) -> None:
+        """What was loaded has been verified."""
+        self._version = version
+
+
+class ActorRollouts:
+    """Engines in actors; `handles` are the driver's. `seconds` is the longest wait for any of them."""
+
+    def __init__(self, handles: Sequence[Any], seconds: float) -> None:
+        self._handles, self._seconds = list(handles), seconds
+        self._transport: WeightTransport = ObjectStore()
+        self._latest: tuple[Parcel, Probe] | None = None
+
+    def generate(self, prompts: Sequence[list[int]], seeds: Sequence[int], drawing: Drawing) -> list[Written]:
+        """See `Rollouts`."""
+        assert self._latest, "weights are synced before anything is drawn"
+        found: list[Written | None] = [None] * len(prompts)
+        parts = min(len(prompts), len(self._handles) * (_SHARE if len(self._handles) > 1 else 1))
+        todo = [part.tolist() for part in np.array_split(np.arange(len(prompts)), parts)]
+        for part, written in self._everywhere(
+            todo,
+            lambda handle, part: handle.generate.remote(
+                self._latest[0].version, [prompts[at] for at in part], [seeds[at] for at in part], drawing  # type: ignore[index]
+            ),
+        ):  # fmt: skip
+            for at, each in zip(part, written, strict=True):
+                found[at] = each
+        return [each for each in found if each is not None]
+
+    def sync(self, version: int, weights: Mapping[str, Any], probe: Probe) -> None:
+        """See `Rollouts`."""
+        self._latest = self._transport.pack(version, weights), probe
+        for number, handle in enumerate(self._handles):
+            self._bring(number, handle)
+
+    def _bring(self, number: int, handle: Any) -> None:
+        """Give one engine the latest weights and verify them."""
+        assert self._latest
+        parcel, probe = self._latest
+        for again in (True, False):
+            try:
+                found = self._wait(handle.load.remote(parcel, probe.ids), f"Engine {number}")
+            except HeadraceError as error:
+                if not again:
+                    raise
+                _log.warning("a sync is tried again", engine=number, why=error.problem)
+                continue
+            if _verified(found, probe, f"Engine {number}", parcel.version, again):
+                self._wait(handle.confirm.remote(parcel.version), f"Engine {number}")
+                return
+
+    def _everywhere(
+        self, todo: list[list[int]], ask: Callable[[Any, list[int]], Any]
+    ) -> "list[tuple[list[int], list[Written]]]":
+        """Have every part done by some engine, each at one part at a time; what a dead one had is done by another."""
+        import ray
+
+        done: list[tuple[list[int], list[Written]]] = []
+        idle = list(range(len(self._handles)))
+        busy: dict[Any, tuple[int, list[int]]] = {}
+        end = time.monotonic() + self._seconds
+        while todo or busy:
+            while todo and idle:
+                number = idle.pop(0)
+                part = todo.pop(0)
+                busy[ask(self._handles[number], part)] = (number, part)
+            ready, _ = ray.wait(list(busy), timeout=max(end - time.monotonic(), 0))
+            if not ready:
+                number, part = next(iter(busy.values()))
+                ray.kill(self._handles[number], no_restart=False)
+                raise DeadlineExceeded(
+                    f"Engine {number} has not answered {len(part):,} prompts for {self._seconds:g} s.",
+                    "Raise rollout.stall_seconds if they may take that long; rerunning resumes.",
+                )
+            for ref in ready:
+                number, part = busy.pop(ref)
+                try:
+                    written = ray.get(ref)
+                except ray.exceptions.RayActorError:
+                    _log.warning("an engine has died; its prompts go to another", engine=number, prompts=len(part))
+                    written = None
+                except ray.exceptions.RayTaskError as error:
+                    raise HeadraceError(
+                        f"Engine {number} failed ({str(error.cause)[:300]}).", "The last checkpoint stays."
+                    ) from None
+                if written is None:
+                    todo.insert(0, part)
+                    self._revive(number)
+                else:
+                    done.append((part, written))
+                    end = time.monotonic() + self._seconds
+                idle.append(number)
+        return done
+
+    def _revive(self, number: int) -> None:
+        """Wait until an engine that died is back, and bring it up to date."""
+        import ray
+
+        end = time.monotonic() + self._seconds
+        while time.monotonic() < end:
+            try:
+                ray.get(self._handles[number].version.remote(), timeout=max(end - time.monotonic(), 0.1))
+                self._bring(number, self._handles[number])
+                return
+            except ray.exceptions.RayActorError:
+                time.sleep(_BACK_SECONDS)
+            except ray.exceptions.GetTimeoutError:
+                break
+        raise DeadlineExceeded(
+            f"Engine {number} has died and is not back after {self._seconds:g} s.",
+            "Look at its log; the same command goes on from the last checkpoint.",
+        )
+
+    def _wait(self, ref: Any, who: str) -> Any:
+        import ray
+
+        try:
+            return ray.get(ref, timeout=self._seconds)
+        except ray.exceptions.GetTimeoutError:
+            raise DeadlineExceeded(
+                f"{who} has not taken the new weights within {self._seconds:g} s.",
+                "Raise rollout.stall_seconds if that may be; the last checkpoint stays.",
+            ) from None
+        except ray.exceptions.RayActorError:
+            raise HeadraceError(f"{who} died while it took new weights.", "The last checkpoint stays.") from None
+        except ray.exceptions.RayTaskError as error:
+            if isinstance(error.cause, HeadraceError):
+                raise error.cause from None
+            raise HeadraceError(f"{who} cannot take new weights ({error.cause}).", "The checkpoint stays.") from None
+
+
+def start_engines(options: RolloutOptions, model: str, longest: int, threads: int) -> list[Any]:
+    """The driver's actors; Ray starts one that dies anew."""
+    import ray
+
+    actor = ray.remote(
+        num_cpus=options.cpus or 1,
+        num_gpus=options.gpus,
+        max_restarts=-1,
+        runtime_env={"env_vars": {"OMP_NUM_THREADS": str(threads)}},
+    )(EngineActor)
+    return [actor.remote(options, model, longest) for _ in range(options.engines)]
+
+
+def _verified(found: Sequence[float], probe: Probe, who: str, version: int, again: bool) -> bool:
+    """Whether an engine makes of the text what the learner does; the second time, an error says that it does not."""
+    worst = float(np.abs(np.subtract(found, probe.logprobs)).max())
+    if worst <= probe.tolerance:
+        return True
+    if not again:
+        raise HeadraceError(
+            f"{who} was given version {version} of the weights and computes with others: its log-probabilities of a"
+            f" fixed text differ by up to {worst:.3g} (guards.probe is {probe.tolerance:g}).",
+            "Its number format differs, or it keeps old weights; nothing was drawn from it.",
+        )
+    _log.warning("a sync is tried again", engine=who, version=version, difference=worst)
+    return False
