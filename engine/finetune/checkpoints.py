@@ -45,6 +45,8 @@ class State(Section):
     """The step with the lowest held-out loss."""
     ended: str = ""
     """Why it has ended; empty while it has not."""
+    extra: dict[str, float] = {}
+    """What else a training remembers."""
 
 
 class Checkpoints:
@@ -74,10 +76,10 @@ class Checkpoints:
             yield folder / _WEIGHTS
 
     @contextlib.contextmanager
-    def optimiser(self, step: int, part: str) -> Iterator[Path]:
-        """The directory with the optimisers' state, as `weights`; all of it, unless there is a file called `part`."""
-        parts = [name for name in names(self._at(step)) if name.startswith(PART)]
-        with self._here(step, ({part} if part in parts else set(parts)).__contains__) as folder:
+    def optimiser(self, step: int, *wanted: str) -> Iterator[Path]:
+        """The directory with the optimisers' state, as `weights`; all of it, unless there are the files `wanted`."""
+        parts = {name for name in names(self._at(step)) if name.startswith(PART)}
+        with self._here(step, (set(wanted) if parts.issuperset(wanted) else parts).__contains__) as folder:
             yield folder
 
     @contextlib.contextmanager

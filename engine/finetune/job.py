@@ -32,7 +32,8 @@ from engine.finetune.loop import total_steps
 from engine.finetune.recipe import FineTuningRecipe
 from engine.finetune.report import HINTS, write_report
 from engine.finetune.tokenise import SCHEMA, GivenAway, Tokenise, TokensRecipe, statistics, tokenizer_for
-from engine.finetune.work import Assignment, run_workers
+from engine.finetune.work import Assignment, train_worker
+from engine.finetune.workers import run_workers
 from engine.models import fingerprint, portable, resolve, tokenizer_fingerprint
 from engine.observe import Stopwatch, configure_logging
 from engine.resources import Demand, capacity, preflight
@@ -108,7 +109,15 @@ class _Job:
                 preflight(self._demands(), capacity(ray_session))
                 dataset = self._tokenise()
                 with self.watch.phase("train"):
-                    run_workers(self._assignment(dataset), self.recipe.stall_seconds)
+                    run_workers(
+                        train_worker,
+                        self._assignment(dataset),
+                        name=self.job.name,
+                        home=self.home.path,
+                        parallel=self.recipe.parallel,
+                        restarts=self.recipe.training.restarts,
+                        stall_seconds=self.recipe.stall_seconds,
+                    )
             return self._outcome(artifacts.read_model(self.output), reused=False)
 
     def _tokenise(self) -> Dataset:

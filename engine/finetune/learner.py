@@ -37,7 +37,10 @@ class Stepped:
 
 
 class Learner:
-    """A model under training; `total_steps` shape the learning rate. Needs an initialised process group."""
+    """A model under training; `total_steps` shape the learning rate. Needs an initialised process group.
+
+    Where several are trained side by side, `name` tells their files apart.
+    """
 
     def __init__(
         self,
@@ -47,11 +50,12 @@ class Learner:
         total_steps: int,
         *,
         bf16: bool = False,
+        name: str = "",
     ) -> None:
         import deepspeed
         import torch
 
-        self._options, self._total = optimiser, total_steps
+        self._options, self._total, self._name = optimiser, total_steps, name
         self.workers = torch.distributed.get_world_size()
         self.steps = 0
         trained = [each for each in model.parameters() if each.requires_grad]
@@ -176,7 +180,7 @@ class Learner:
         from safetensors import SafetensorError
 
         own = folder / self.part
-        paths = [own] if own.exists() else sorted(folder.glob(f"{PART}*"))
+        paths = [own] if own.exists() else sorted(folder.glob(f"{PART}{self._name}[0-9]*"))
         try:
             pieces = pieces_of(self.engine, self._optimiser)
             self.steps = load_pieces(paths, pieces, self._optimiser, masters=self._copies)
@@ -193,7 +197,7 @@ class Learner:
         import torch
 
         rank, workers = (torch.distributed.get_rank(), self.workers) if self._shared else (0, 1)
-        return f"{PART}{rank:05d}-of-{workers:05d}-zero-{self.engine.zero_optimization_stage()}.safetensors"
+        return f"{PART}{self._name}{rank:05d}-of-{workers:05d}-zero-{self.engine.zero_optimization_stage()}.safetensors"
 
     @property
     def _shared(self) -> bool:

@@ -107,11 +107,11 @@ class PolicyLearner:
         self._capacity = parallel.tokens_per_device
         updates = learning.steps * learning.epochs * learning.minibatches
         half = learning.dtype == "bfloat16"
-        self._actor = Learner(policy, optimiser, parallel, updates, bf16=half)
+        self._actor = Learner(policy, optimiser, parallel, updates, bf16=half, name="policy-")
         self._critic: Learner | None = None
         if critic is not None:
             rate = optimiser.model_copy(update={"learning_rate": critic_options.learning_rate})
-            self._critic = Learner(critic, rate, parallel, updates, bf16=half and critic.own_body)
+            self._critic = Learner(critic, rate, parallel, updates, bf16=half and critic.own_body, name="critic-")
         self._minibatches: list[list[_Row]] = []
         self._samples: Sequence[Sample] = ()
         self._told: dict[str, Tensor] = {}
@@ -178,17 +178,21 @@ class PolicyLearner:
 
     def save(self, folder: Path) -> None:
         """Write both optimisers' state, each worker its part."""
-        for name, each in self._learners():
-            (folder / name).mkdir(exist_ok=True)
-            each.save(folder / name)
+        for each in self._learners():
+            each.save(folder)
 
     def load(self, folder: Path) -> None:
         """Go on where `save` was called. Raises `HeadraceError` for what is no such state."""
-        for name, each in self._learners():
-            each.load(folder / name)
+        for each in self._learners():
+            each.load(folder)
 
-    def _learners(self) -> list[tuple[str, Learner]]:
-        return [("policy", self._actor)] + ([("critic", self._critic)] if self._critic else [])
+    @property
+    def parts(self) -> list[str]:
+        """The files this worker's state goes to."""
+        return [each.part for each in self._learners()]
+
+    def _learners(self) -> list[Learner]:
+        return [self._actor, *([self._critic] if self._critic else [])]
 
     def _update(self, rows: list[_Row], tokens: int, decisions: int) -> dict[str, float]:
         """One optimiser step of each."""

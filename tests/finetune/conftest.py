@@ -15,7 +15,7 @@ from engine.config import build_recipe
 from engine.corpus.sink import encode
 from engine.finetune.job import FineTuningJob, _Job
 from engine.finetune.tokenise import Tokenise
-from engine.finetune.work import _train
+from engine.finetune.work import train_worker
 from engine.lintseq import sample_edit_sequence
 from engine.models import load_tokenizer, save_model
 from engine.runs import Invocation
@@ -127,7 +127,7 @@ def train_in(dataset, work):
         os.environ.update(RANK="0", WORLD_SIZE="1", LOCAL_RANK="0")
         torch.distributed.init_process_group("gloo", f"file://{where}/meet", rank=0, world_size=1)
     work.home.open()
-    _train(work._assignment(dataset))
+    train_worker(work._assignment(dataset))
 
 
 def _published(table, place):

@@ -7,10 +7,9 @@ import time
 import pytest
 from upath import UPath
 
-from engine.config import build_recipe
 from engine.errors import DeadlineExceeded
-from engine.finetune import work
-from engine.finetune.recipe import SftRecipe
+from engine.finetune import workers as watch
+from engine.finetune.options import ParallelOptions
 from engine.finetune.sft import grow
 from engine.models import load_causal_lm, load_scorer, load_tokenizer
 from engine.observe import MetricsWriter
@@ -23,9 +22,8 @@ class Trainer:
         self.fit = fit
 
 
-def recipe(workers=1):
-    keys = {"name": "x", "model": "pkg:smollm2-135m", "source": {"paths": ["x"]}, "format": "programs"}
-    return build_recipe(SftRecipe, {**keys, "parallel": {"workers": workers}})
+def watched(fit, home, seconds, workers=1):
+    return watch._watched(Trainer(fit), home, seconds, ParallelOptions(workers=workers), 2, ["loss"])
 
 
 def test_steps_done_again_after_a_kill_are_progress(tmp_path):
@@ -40,25 +38,25 @@ def test_steps_done_again_after_a_kill_are_progress(tmp_path):
                 metrics.log(step, loss=1.0)
         return type("Result", (), {"return_value": None})
 
-    assert work._watched(Trainer(again), home, 4.0, recipe()) is None
+    assert watched(again, home, 4.0) is None
 
 
 def test_a_training_that_stands_still_ends(tmp_path):
     with pytest.raises(DeadlineExceeded, match="have not finished a step for 1 s after step 0"):
-        work._watched(Trainer(threading.Event().wait), UPath(tmp_path), 1.0, recipe())
+        watched(threading.Event().wait, UPath(tmp_path), 1.0)
 
 
 def test_what_one_worker_says_is_heard_while_the_others_wait(tmp_path, monkeypatch):
-    monkeypatch.setattr(work, "_LAST_WORDS_SECONDS", 0.1)
-    (tmp_path / work._FAILED).write_text("of an earlier run")
+    monkeypatch.setattr(watch, "_LAST_WORDS_SECONDS", 0.1)
+    (tmp_path / watch._FAILED).write_text("of an earlier run")
 
     def waits():
         said = {"kind": "SourceError", "problem": "There is no model.", "remedy": "Give one."}
-        (tmp_path / work._FAILED).write_text(json.dumps(said))
+        (tmp_path / watch._FAILED).write_text(json.dumps(said))
         threading.Event().wait()
 
-    said = work._watched(Trainer(waits), UPath(tmp_path), 60.0, recipe(workers=2))
-    assert str(work._named(said)).startswith("There is no model.")
+    said = watched(waits, UPath(tmp_path), 60.0, workers=2)
+    assert str(watch._named(said)).startswith("There is no model.")
 
 
 def test_new_tokens_have_rows_that_start_as_the_mean(small):
