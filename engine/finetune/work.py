@@ -67,7 +67,7 @@ def _publish(assignment: Assignment, task: FineTuning | RewardTraining, state: S
     recipe, home, output = assignment.recipe, UPath(assignment.home), UPath(assignment.output)
     best = state.best or state.steps
     checkpoints = Checkpoints(home)
-    with checkpoints.weights(best) as weights, _staging(output) as staging:
+    with checkpoints.weights(best) as weights, staging_for(output) as staging:
         task.export(weights, staging)
         measured = {each.step: each.values for each in state.measured}
         publish_model(
@@ -86,7 +86,7 @@ def _publish(assignment: Assignment, task: FineTuning | RewardTraining, state: S
 
 
 @contextlib.contextmanager
-def _staging(output: UPath) -> Iterator[Path]:
+def staging_for(output: UPath) -> Iterator[Path]:
     """An empty directory to write a model in: beside its place if that is on this machine."""
     if not is_local(output):
         with tempfile.TemporaryDirectory() as elsewhere:

@@ -9,7 +9,7 @@ from .inventory import (
     packaged_models,
     published_models,
 )
-from .loading import load_causal_lm, load_encoder, load_scorer, load_tokenizer
+from .loading import load_causal_lm, load_encoder, load_scorer, load_tokenizer, load_values
 from .logit_mix import LogitMix, Term
 from .packaged import PACKAGED
 from .pruning import kept_layers, prune_layers
@@ -38,6 +38,7 @@ __all__ = [
     "load_encoder",
     "load_scorer",
     "load_tokenizer",
+    "load_values",
     "packaged_models",
     "portable",
     "prune_layers",

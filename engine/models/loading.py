@@ -69,6 +69,16 @@ def load_scorer(reference: str, dtype: str = "float32", *, new_head: bool = Fals
     return _load(AutoModelForSequenceClassification, reference, dtype, new_head=new_head)
 
 
+def load_values(reference: str, dtype: str = "float32") -> "PreTrainedModel":
+    """A model that gives every token one number (`...ForTokenClassification` of one output), in evaluation mode.
+
+    Its head is that of a reward model where the reference is one, else drawn from torch's seed. Raises `SourceError`.
+    """
+    from transformers import AutoModelForTokenClassification
+
+    return _load(AutoModelForTokenClassification, reference, dtype, new_head=True)
+
+
 def _load(kind: Any, reference: str, dtype: str, *, new_head: bool = False) -> Any:
     import torch
 

@@ -77,14 +77,9 @@ class _Row:
     credit: dict[str, Tensor] | None = None
 
     def to(self, device: Any) -> "_Row":
-        row = self.policy
-        hidden = None if row.hidden_1TW is None else row.hidden_1TW.to(device)
-        tensors = (each.to(device) for each in (row.ids_1T, row.positions_1T, row.predicting_N, row.target_N))
-        ids_1T, positions_1T, predicting_N, target_N = tensors
-        moved = PolicyRow(ids_1T, positions_1T, row.lengths, predicting_N, target_N, hidden)
         credit = None if self.credit is None else {name: each.to(device) for name, each in self.credit.items()}
         features = None if self.features_NW is None else self.features_NW.to(device)
-        return replace(self, policy=moved, credit=credit, features_NW=features)
+        return replace(self, policy=self.policy.to(device), credit=credit, features_NW=features)
 
 
 class PolicyLearner:
@@ -149,6 +144,17 @@ class PolicyLearner:
         gathered = torch.from_numpy(np.stack([logp, reference, values])).to(self._actor.device)
         torch.distributed.all_reduce(gathered)
         return Looked(*_array(gathered))
+
+    def logprobs(self, ids: Sequence[int]) -> list[float]:
+        """Of each token of a text but the first, at temperature 1; every worker has to call it."""
+        count = len(ids)
+        at_N = torch.arange(count - 1)
+        ids_T = torch.tensor(list(ids))
+        row = PolicyRow(ids_T[None], torch.arange(count)[None], (count,), at_N, ids_T[1:])
+        self._actor.engine.eval()
+        with torch.no_grad():
+            found: list[float] = self._actor.engine(row.to(self._actor.device), "policy", 1.0).tolist()
+        return found
 
     def learn(self, credited: Credited) -> dict[str, float]:
         """All epochs over the step's samples; means over the updates of what there is to be told about them."""

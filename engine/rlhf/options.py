@@ -115,7 +115,7 @@ class RolloutOptions(Section):
     engines: int = knob(1, ge=1)
     """Engines."""
     cpus: float | None = knob(None, gt=0)
-    """Logical cores of each, and as many threads; what the learner leaves if not given."""
+    """Cores that each takes of what Ray gives out; half a one if not given, beside a GPU one."""
     gpus: float = knob(0, ge=0)
     """GPUs of each."""
     at_once: int = knob(64, ge=1)
@@ -126,6 +126,11 @@ class RolloutOptions(Section):
     """asynchronous: most that a token's ratio of new to old policy weighs."""
     stall_seconds: float = knob(600, gt=0)
     """Longest wait for an engine."""
+
+    @property
+    def share(self) -> float:
+        """Cores that an engine takes of what Ray gives out: beside learners it works while they wait."""
+        return self.cpus or (1 if self.gpus else 0.5)
 
 
 class GuardOptions(Section):

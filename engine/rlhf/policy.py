@@ -40,6 +40,12 @@ class PolicyRow:
     target_N: "Tensor"
     hidden_1TW: "Tensor | None" = None
 
+    def to(self, device: Any) -> "PolicyRow":
+        """The same on a device."""
+        named = ("ids_1T", "positions_1T", "predicting_N", "target_N", "hidden_1TW")
+        tensors = {name: getattr(self, name) for name in named}
+        return replace(self, **{name: each.to(device) for name, each in tensors.items() if each is not None})
+
     def with_hidden(self, hidden_1TW: "Tensor") -> "PolicyRow":
         """The same with the trunk's work done."""
         return replace(self, hidden_1TW=hidden_1TW)
@@ -66,22 +72,29 @@ class Policy(torch.nn.Module):
         """The decoder: embedding, layers, norm."""
         return self._body[0]
 
-    def forward(self, row: PolicyRow, part: Part = "policy") -> "Tensor":
-        """Natural log-probabilities of the row's targets, (N,) in float32; of the trunk its hidden states (1, T, W)."""
+    def forward(self, row: PolicyRow, part: Part = "policy", temperature: float | None = None) -> "Tensor":
+        """Natural log-probabilities of the row's targets, (N,) in float32, at the policy's temperature or another; of
+        the trunk its hidden states (1, T, W)."""
+        temperature = temperature or self.temperature
         if part == "trunk":
             with torch.no_grad(), self._layers(list(self.body.layers[: self.frozen]), norm=False):
                 hidden: Tensor = self.body(input_ids=row.ids_1T, **self._about(row)).last_hidden_state
             return hidden
         if part == "reference":
             with torch.no_grad(), self._as_reference(row):
-                return self._logp(row, self._whole or self.lm)
+                return self._logp(row, self._whole or self.lm, temperature)
         with self._layers(self._upper(row)):
-            return self._logp(row, self.lm)
+            return self._logp(row, self.lm, temperature)
 
     def features(self) -> "Tensor":
         """The last hidden states of the row that was looked at last, (T, W), after the norm; no gradient."""
         assert self._features is not None
         return self._features
+
+    @property
+    def width(self) -> int:
+        """Numbers of a hidden state."""
+        return int(self.body.config.hidden_size)
 
     def trained(self) -> Iterator[str]:
         """Names of the parameters that learn."""
@@ -101,17 +114,17 @@ class Policy(torch.nn.Module):
     def _whole(self) -> Any:
         return self._reference[0] if self._reference else None
 
-    def _logp(self, row: PolicyRow, lm: Any) -> "Tensor":
+    def _logp(self, row: PolicyRow, lm: Any, temperature: float) -> "Tensor":
         inputs = {"inputs_embeds": row.hidden_1TW} if row.hidden_1TW is not None else {"input_ids": row.ids_1T}
         head, predicting_N, target_N = loss_head(lm), row.predicting_N, row.target_N
         if not len(target_N):  # a worker without a part still takes part in its collectives
             predicting_N, target_N = predicting_N.new_zeros(1), target_N.new_zeros(1)
         arguments = {**inputs, **self._about(row), "logits_to_keep": predicting_N}
         if head is not None:
-            with head.learning(target_N, each=True, temperature=self.temperature):
+            with head.learning(target_N, each=True, temperature=temperature):
                 logp_N: Tensor = -lm(**arguments).logits
         else:
-            logits_NV = lm(**arguments).logits[0].float() / self.temperature
+            logits_NV = lm(**arguments).logits[0].float() / temperature
             logp_N = -torch.nn.functional.cross_entropy(logits_NV, target_N, reduction="none")
         return logp_N[: len(row.target_N)] if len(row.target_N) else logp_N * 0
 

@@ -233,7 +233,7 @@ def start_engines(options: RolloutOptions, model: str, longest: int, threads: in
     import ray
 
     actor = ray.remote(
-        num_cpus=options.cpus or 1,
+        num_cpus=options.share,
         num_gpus=options.gpus,
         max_restarts=-1,
         runtime_env={"env_vars": {"OMP_NUM_THREADS": str(threads)}},

@@ -1,0 +1,222 @@
+"""An RLHF job, from the recipe to the published policy: prompts, engines, rewards, training, report.
+
+    driver     prompts.parquet; owns the actors of engines and rewards, so that they outlive a training worker
+    workers    the loop (`engine.rlhf.loop`), on Ray Train: RUN/checkpoints --> RUN/model, RUN/model-critic
+
+A recipe or an input that has changed since is refused, and a second driver is turned away while the first one lives.
+
+Left out: what a worker does (`engine.rlhf.work`) and the recipe's keys. Called by `jobs.rlhf`.
+"""
+
+import hashlib
+import json
+import os
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+from engine import artifacts
+from engine.artifacts import Model
+from engine.cluster import session
+from engine.corpus.ledger import Identity, Ledger
+from engine.corpus.transform import room
+from engine.errors import ArtifactError, Interrupted, Outdated, ResumeRefused
+from engine.evaluation.sandbox import Sandbox
+from engine.finetune.checkpoints import Checkpoints, State
+from engine.finetune.workers import run_workers
+from engine.models import fingerprint, load_tokenizer, portable, resolve
+from engine.observe import Stopwatch, configure_logging
+from engine.resources import Demand, capacity, preflight, usable_cpus
+from engine.rlhf.prompts import gather, write_prompts
+from engine.rlhf.recipe import RlhfRecipe
+from engine.rlhf.rollouts import start_engines
+from engine.rlhf.work import Assignment, ScorerActor, train_worker
+from engine.runs import Invocation, Outcome, Run, set_aside
+from engine.storage import writable
+
+_SCORER_CPUS = 0.25
+_SHOWN = ("reward", "kl", "held_out/reward")
+_HINTS = {
+    "train": "look at the shares of the step in the report: what generates, learns and syncs.",
+    "start Ray": "give --address of a running Ray to skip it.",
+}
+
+
+def run_rlhf(recipe: RlhfRecipe, call: Invocation) -> Outcome:
+    """Carry out the job. Raises `HeadraceError`s only, save for bugs."""
+    return _Job(recipe, call).run()
+
+
+class _Job:
+    """One call of the job."""
+
+    def __init__(self, recipe: RlhfRecipe, call: Invocation) -> None:
+        self.recipe, self.call = recipe.model_copy(update={"model": portable(recipe.model)}), call
+        self.watch = Stopwatch()
+        self.home = Run("rlhf", recipe)
+        self.output = writable(recipe.output) if recipe.output else self.home.path / "model"
+        with self.watch.phase("plan"):
+            self.base = fingerprint(resolve(recipe.model))
+            for reward in (*recipe.rewards, *recipe.watched):
+                if reward.kind == "code":
+                    Sandbox(reward.sandbox)  # less isolation than is asked for is told here, before Ray starts
+            self.gathered = gather(recipe.prompts, load_tokenizer(recipe.model), recipe.seed)
+        models = [fingerprint(resolve(each.model)) for each in (*recipe.rewards, *recipe.watched) if each.model]
+        self.identity = Identity(
+            job="rlhf",
+            recipe_fingerprint=recipe.fingerprint(),
+            inputs_fingerprint=_hash(self.gathered.fingerprint, self.base, *models),
+            shards=0,
+        )
+
+    def run(self) -> Outcome:
+        """Do what is left to do; nothing, for a dry run."""
+        if self.call.dry_run:
+            return self._forecast()
+        if self.call.fresh:
+            Ledger(self.home.path).check_free()
+            set_aside(self.home.path)
+            if self.recipe.output and _published(self.output):
+                set_aside(self.output)
+        if published := self._published_before():
+            return self._outcome(published, reused=True)
+        ledger = Ledger(self.home.path)
+        ledger.identify(self.identity, self.recipe.model_dump(mode="json"), {"model": self.base})
+        with ExitStack() as stack:
+            stack.enter_context(ledger.claimed())
+            stack.enter_context(self._interruptible())
+            self.home.open()
+            configure_logging(self.home.path)
+            write_prompts(self.home.path, self.gathered)
+            ray_session = stack.enter_context(session(self.call.address))
+            preflight(self._demands(), capacity(ray_session))
+            with self.watch.phase("train"):
+                self._train()
+            return self._outcome(artifacts.read_model(self.output), reused=False)
+
+    def _train(self) -> None:
+        """Start engines and rewards, and train beside them."""
+        import ray
+
+        recipe = self.recipe
+        engines: list[Any] = []
+        if recipe.rollout.engine == "vllm":
+            longest = recipe.prompts.window + recipe.rollout.max_tokens
+            engines = start_engines(recipe.rollout, recipe.model, longest, self._threads)
+        environment = {"env_vars": {"PYTHONPATH": os.getcwd()}}  # a reward function may lie there
+        scorer = ray.remote(num_cpus=_SCORER_CPUS, max_restarts=-1, max_task_retries=2, runtime_env=environment)(
+            ScorerActor
+        ).remote(recipe)
+        try:
+            run_workers(
+                train_worker,
+                self._assignment(engines, scorer),
+                name="rlhf",
+                home=self.home.path,
+                parallel=recipe.parallel,
+                restarts=recipe.learning.restarts,
+                stall_seconds=recipe.stall_seconds,
+                shown=_SHOWN,
+            )
+        finally:
+            for each in (*engines, scorer):
+                ray.kill(each)
+
+    def _assignment(self, engines: list[Any], scorer: Any) -> Assignment:
+        return Assignment(
+            recipe=self.recipe,
+            home=str(self.home.path),
+            output=str(self.output),
+            threads=self._threads,
+            inputs_fingerprint=self.identity.inputs_fingerprint,
+            base_fingerprint=self.base,
+            parents=self.gathered.parents,
+            engines=tuple(engines),
+            scorer=scorer,
+        )
+
+    @property
+    def _threads(self) -> int:
+        """Learners and engines take turns, so each may have all cores of its machine."""
+        return self.recipe.threads or max(1, usable_cpus() // self.recipe.parallel.workers)
+
+    def _demands(self) -> list[Demand]:
+        recipe, parallel = self.recipe, self.recipe.parallel
+        key = "parallel.fewest" if parallel.fewest else "parallel.workers"
+        found = [Demand("training workers", parallel.least, parallel.cpus, parallel.gpus, key=key)]
+        if recipe.rollout.engine == "vllm":
+            options = recipe.rollout
+            found.append(Demand("engines", options.engines, options.share, options.gpus, key="rollout.engines"))
+        return [*found, Demand("rewards", 1, _SCORER_CPUS)]
+
+    def _forecast(self) -> Outcome:
+        recipe, rollout = self.recipe, self.recipe.rollout
+        published = None if self.call.fresh else self._published_before()
+        preflight(self._demands(), room(self.call.address))
+        held_out = sum(self.gathered.table["held_out"].to_pylist())
+        count = rollout.prompts * rollout.samples
+        facts = {
+            "prompts": f"{len(self.gathered.table) - held_out:,} to learn from, {held_out:,} held out",
+            **({"left out": _listed(self.gathered.left_out)} if self.gathered.left_out else {}),
+            "a step": f"{count:,} responses of at most {rollout.max_tokens:,} tokens,"
+            f" {recipe.learning.epochs * recipe.learning.minibatches} updates",
+            "steps": f"{recipe.learning.steps:,}",
+            "demand": "; ".join(str(each) for each in self._demands()),
+            "output": f"a model at {self.output}" + (" (published already)" if published else ""),
+        }
+        return Outcome("rlhf", self.output, facts, published=False, reused=published is not None)
+
+    def _published_before(self) -> Model | None:
+        """The model at the output if it is what this run would make. Raises `ResumeRefused` if it is another."""
+        if not _published(self.output):
+            return None
+        model = artifacts.read_model(self.output)
+        found = model.manifest
+        if found.job != "rlhf":
+            raise ResumeRefused(
+                f"{self.output} was published by another job, {found.job}.", "Choose another output=... or name=..."
+            )
+        for what, ours, theirs in (
+            ("recipe", self.identity.recipe_fingerprint, found.recipe_fingerprint),
+            ("input", self.identity.inputs_fingerprint, found.inputs_fingerprint),
+        ):
+            if ours != theirs:
+                raise Outdated(
+                    f"{self.output} was published from another {what}.",
+                    "Choose another name=... (or output=...), or add --fresh to set it aside and start over.",
+                )
+        return model
+
+    @contextmanager
+    def _interruptible(self) -> Iterator[None]:
+        try:
+            yield
+        except KeyboardInterrupt:
+            state = Checkpoints(self.home.path).latest()
+            kept = f"the checkpoint of step {state.steps:,} is kept" if state else "no checkpoint was due yet"
+            raise Interrupted(f"Interrupted; {kept}.", f"Resume with: {self.call.command}") from None
+
+    def _outcome(self, model: Model, *, reused: bool) -> Outcome:
+        state = Checkpoints(self.home.path).latest() or State()
+        metrics = model.manifest.metrics
+        before = state.measured[0].values if state.measured else {}
+        facts = {"steps": f"{state.steps:,} ({state.ended})"}
+        for name, value in sorted(metrics.items()):
+            first = before.get(name.removeprefix("held-out "))
+            facts[name] = f"{value:.4f}" + ("" if first is None else f" (before: {first:.4f})")
+        return Outcome("rlhf", model.path, facts, () if reused else self.watch.shares(), _HINTS, reused=reused)
+
+
+def _published(output: Any) -> bool:
+    try:
+        return artifacts.is_model(output)
+    except ArtifactError:  # an upload that was cut off: publishing takes it over
+        return False
+
+
+def _listed(counts: Any) -> str:
+    return ", ".join(f"{count:,} {reason}" for reason, count in counts.items())
+
+
+def _hash(*parts: str) -> str:
+    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:16]

@@ -1,0 +1,338 @@
+"""The loop of RLHF, run by every training worker alike; the first one talks to engines and rewards.
+
+    generate    responses to the step's prompts, from the version of the weights that was synced last
+    look        log-probabilities under policy and reference, values (`engine.rlhf.learner`)
+    score       what the responses are worth (`engine.rlhf.rewards`)
+    credit      macros, their rewards and advantages (`engine.rlhf.assessment`)
+    learn       optimiser steps
+    sync        the new weights to the engines, verified
+    evaluate    held-out prompts
+    save        a checkpoint
+
+Which prompts a step asks, and with which seeds, depends on its number alone, so a training that was killed goes on
+from its last checkpoint and asks what it would have asked. A step's responses are on disk before they are learnt from:
+a resume does not draw them again, and any step can be learnt from once more without an engine.
+
+Left out: who starts all this (`engine.rlhf.work`, `engine.rlhf.job`).
+
+Shapes: B responses of a step, T tokens of the longest.
+"""
+
+import contextlib
+import time
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from upath import UPath
+
+from engine.errors import HeadraceError
+from engine.evaluation.questions import seed_of
+from engine.finetune.checkpoints import Checkpoints, Measured, State
+from engine.finetune.order import DataOrder
+from engine.observe import MetricsWriter
+from engine.rlhf.assessment import Assessor
+from engine.rlhf.engines import Drawing
+from engine.rlhf.exchange import broadcast
+from engine.rlhf.experience import Experience, Response, read_step, write_step
+from engine.rlhf.learner import Looked, PolicyLearner, Sample
+from engine.rlhf.prompts import Prompt, Prompts
+from engine.rlhf.recipe import RlhfRecipe
+from engine.rlhf.rewards import Answer
+from engine.rlhf.rollouts import Probe, Rollouts
+from engine.rlhf.segmenters import Floats
+
+_KL = "kl coefficient"
+_PROBE = "The quick brown fox jumps over the lazy dog, and 12 + 30 = 42."
+
+
+class Scorer(Protocol):
+    """Who scores: the rewards, and those that only watch."""
+
+    def scores(self, answers: list[Answer], watched: bool) -> tuple[list[float], dict[str, list[float]]]:
+        """The sums, and everybody's own scores by name."""
+
+
+class Saves(Protocol):
+    """Writes a policy's and a critic's weights as the run keeps them."""
+
+    def __call__(self, policy: dict[str, Any], critic: dict[str, Any] | None, folder: Path) -> None:
+        """Into a directory."""
+
+
+@dataclass(frozen=True)
+class Seats:
+    """What a worker is given; `rollouts` and `scorer` on the first one only. `published(weights)` are those of the
+    policy as engines know them."""
+
+    recipe: RlhfRecipe
+    home: UPath
+    learner: PolicyLearner
+    prompts: Prompts
+    tokenizer: Any
+    saves: Saves
+    for_engines: Callable[[dict[str, Any]], Mapping[str, Any]]
+    rollouts: Rollouts | None
+    scorer: Scorer | None
+
+
+class Loop:
+    """One worker's loop. Raises `HeadraceError`s on every worker alike."""
+
+    def __init__(self, seats: Seats, checkpoints: Checkpoints, state: State) -> None:
+        self.seats, self.recipe, self.learner = seats, seats.recipe, seats.learner
+        self.checkpoints, self.state = checkpoints, state
+        self.rank = torch.distributed.get_rank()
+        self.order = DataOrder(len(seats.prompts.train), self.recipe.seed)
+        self.assessor = Assessor(self.recipe, seats.tokenizer)
+        self.beta = state.extra.get(_KL, self.recipe.learning.kl)
+        self.spent: dict[str, float] = {}
+        self._ahead: Future[Experience] | None = None
+        self._version = state.steps
+        self._compared = False
+        self._pool = ThreadPoolExecutor(1, thread_name_prefix="rollouts")
+
+    def run(self, metrics: MetricsWriter | None) -> State:
+        """To the end, or to the reason why it ends before."""
+        if self.state.ended:
+            return self.state
+        self.sync()
+        if not self.state.steps:
+            self.evaluate(metrics)
+        while not self.state.ended:
+            started, step = time.monotonic(), self.state.steps
+            self.spent = {}
+            with self._timed("generate"):
+                experience = self.generate(step)
+            with self._timed("look"):
+                looked = self.look(experience, step)
+            with self._timed("score"):
+                scores, apart = self.score(experience)
+            with self._timed("credit"):
+                credited, told = self.assessor(experience, looked, scores, self.beta)
+            with self._timed("learn"):
+                told |= self.learner.learn(credited)
+            self._advance(told, time.monotonic() - started)
+            with self._timed("sync"):
+                self.sync()
+            self._tell(metrics, told, apart, time.monotonic() - started)
+            ended = self._why_to_end(told)
+            if ended or self.state.steps % self.recipe.learning.measure_every == 0:
+                self.evaluate(metrics)
+            self.state = self.state.model_copy(update={"ended": ended})
+            if ended or self.state.steps % self.recipe.learning.checkpoint_every == 0:
+                self.save()
+        return self.state
+
+    def generate(self, step: int) -> Experience:
+        """The step's responses: those on disk where an earlier attempt has drawn them, else new ones."""
+
+        def drawn() -> Any:
+            kept = read_step(self.seats.home, step)
+            if kept is None or not step - self._behind <= kept.version <= step:
+                kept = self._ahead.result() if self._ahead else self._draw(step, self._version)
+            self._ahead = None
+            if self._behind and step + 1 < self.recipe.learning.steps:
+                self._ahead = self._pool.submit(self._draw, step + 1, self._version)
+            return kept.to_json()
+
+        return Experience.from_json(self._by_first(drawn))
+
+    def look(self, experience: Experience, step: int) -> Looked:
+        """What the learner makes of the responses; the first time, whether that is what the engine made of them."""
+        samples = [Sample(self._prompt(each).ids, each.ids) for each in experience.responses]
+        self.learner.prepare(samples, step)
+        looked = self.learner.look()
+        written = experience.written()
+        apart = float(np.abs(looked.logp - experience.logprobs())[written].mean()) if written.any() else 0.0
+        if not self._compared and apart > self.recipe.guards.mismatch:
+            raise HeadraceError(
+                f"Engine and learner disagree about the same tokens: their log-probabilities differ by {apart:.3g} on"
+                f" average (guards.mismatch is {self.recipe.guards.mismatch:g}).",
+                "Likely causes: another number format, another temperature, stale weights, or another template.",
+            )
+        self._compared = True
+        return looked
+
+    def score(self, experience: Experience) -> tuple[Floats, dict[str, float]]:
+        """The responses' scores, (B,), and the mean of each reward."""
+
+        def scored() -> Any:
+            assert self.seats.scorer
+            responses = experience.responses
+            sums, apart = self.seats.scorer.scores(
+                [self._answer(self._prompt(each), each) for each in responses], False
+            )
+            return [sums, {name: float(np.mean(values)) for name, values in apart.items()}]
+
+        sums, apart = self._by_first(scored)
+        missing = self.recipe.learning.missing_end
+        if missing is not None:
+            pairs = zip(sums, experience.responses, strict=True)
+            sums = [score if each.finished else missing for score, each in pairs]
+        return np.array(sums, np.float64), apart
+
+    def sync(self) -> None:
+        """Give the engines the learner's weights, and see that they compute with them."""
+        ids = self.seats.tokenizer(_PROBE, add_special_tokens=False)["input_ids"]
+        logprobs = self.learner.logprobs(ids)
+        weights = self.learner.weights()
+
+        def synced() -> Any:
+            assert self.seats.rollouts
+            if self._ahead:
+                self._ahead.result()  # nothing is drawn while weights change
+            assert weights is not None
+            probe = Probe(ids, logprobs, self.recipe.guards.probe)
+            self.seats.rollouts.sync(self.state.steps, self.seats.for_engines(weights), probe)
+            return None
+
+        self._by_first(synced)
+        self._version = self.state.steps
+
+    def evaluate(self, metrics: MetricsWriter | None) -> None:
+        """Responses to the held-out prompts, and what they are worth."""
+        prompts, options = self.seats.prompts.held_out, self.recipe.prompts
+        if not prompts:
+            return
+        step = self.state.steps
+        asked = [(at, number) for at in range(len(prompts)) for number in range(options.measured_samples)]
+
+        def answered() -> Any:
+            assert self.seats.rollouts
+            assert self.seats.scorer
+            seeds = [seed_of(self.recipe.seed, "measured", *each) for each in asked]
+            found = self.seats.rollouts.generate([prompts[at].ids for at, _ in asked], seeds, self._drawing)
+            responses = [
+                Response(-1, at, number, each.ids, each.logprobs, each.finished, self._text(each.ids))
+                for (at, number), each in zip(asked, found, strict=True)
+            ]
+            answers = [
+                Answer(prompts[each.prompt].text, each.text, prompts[each.prompt].reference) for each in responses
+            ]
+            sums, apart = self.seats.scorer.scores(answers, True)
+            return [Experience(step, self._version, responses).to_json(), sums, apart]
+
+        found, sums, apart = self._by_first(answered)
+        experience = Experience.from_json(found)
+        self.learner.prepare([Sample(prompts[each.prompt].ids, each.ids) for each in experience.responses], step)
+        looked = self.learner.look()
+        words = [each.text.split() for each in experience.responses]
+        pairs = [pair for some in words for pair in pairwise(some)]
+        values = {
+            "reward": float(np.mean(sums)),
+            **{f"reward/{name}": float(np.mean(each)) for name, each in apart.items()},
+            "kl": float((looked.logp - looked.reference).sum(1).mean()),
+            "length": float(experience.written().sum(1).mean()),
+            "distinct_2": len(set(pairs)) / max(len(pairs), 1),
+        }
+        measured = Measured(step=step, values={"loss": -values["reward"], **values})
+        self.state = self.state.model_copy(update={"measured": (*self.state.measured, measured)})
+        if self.rank == 0:
+            write_step(self.seats.home, experience, held_out=True, scores={"reward": sums, **apart})
+            if metrics:
+                metrics.log(step, **{f"held_out/{name}": value for name, value in values.items()})
+
+    def save(self) -> None:
+        """A checkpoint of all that the next step needs."""
+
+        def write(folder: Path, weights: Path) -> None:
+            self.learner.save(folder)
+            policy, critic = self.learner.weights(), self.learner.critic_weights()
+            if policy is not None:
+                self.seats.saves(policy, critic, weights)
+
+        self.checkpoints.save(self.state, write)
+
+    @property
+    def _behind(self) -> int:
+        """How many versions old the weights may be that a step's responses come from."""
+        return int(self.recipe.rollout.asynchronous)
+
+    @property
+    def _drawing(self) -> Drawing:
+        return Drawing(self.recipe.rollout.temperature, self.recipe.rollout.max_tokens)
+
+    def _draw(self, step: int, version: int) -> Experience:
+        """Ask the engines, and keep what they say; on the first worker."""
+        assert self.seats.rollouts
+        count, samples = self.recipe.rollout.prompts, self.recipe.rollout.samples
+        indices, epochs = self.order.take(step * count, count)
+        pairs = zip(epochs.tolist(), indices.tolist(), strict=True)
+        keys = [(epoch, at, number) for epoch, at in pairs for number in range(samples)]
+        seeds = [seed_of(self.recipe.seed, "drawn", *key) for key in keys]
+        asked = [self.seats.prompts.train[at].ids for _, at, _ in keys]
+        found = self.seats.rollouts.generate(asked, seeds, self._drawing)
+        responses = [
+            Response(*key, each.ids, each.logprobs, each.finished, self._text(each.ids))
+            for key, each in zip(keys, found, strict=True)
+        ]
+        experience = Experience(step, version, responses)
+        write_step(self.seats.home, experience)
+        return experience
+
+    def _advance(self, told: dict[str, float], seconds: float) -> None:
+        """One step further, with the coefficient that the next one is to have."""
+        learning, before = self.recipe.learning, self.state
+        if learning.kl_target:
+            error = np.clip(told["kl"] / learning.kl_target - 1, -0.2, 0.2)
+            count = self.recipe.rollout.prompts * self.recipe.rollout.samples
+            self.beta *= float(1 + error * count / learning.kl_horizon)
+        update = {"steps": before.steps + 1, "seconds": before.seconds + seconds, "extra": {_KL: self.beta}}
+        self.state = before.model_copy(update=update)
+
+    def _tell(
+        self, metrics: MetricsWriter | None, told: dict[str, float], apart: dict[str, float], seconds: float
+    ) -> None:
+        if metrics is None:
+            return
+        spent = {f"seconds/{name}": value for name, value in self.spent.items()}
+        each = {f"reward/{name}": value for name, value in apart.items()}
+        metrics.log(self.state.steps, **told, **each, **spent, **{"seconds/step": seconds})
+
+    def _why_to_end(self, told: dict[str, float]) -> str:
+        guards = self.recipe.guards
+        if self.state.steps == self.recipe.learning.steps:
+            return "all steps are done"
+        if guards.max_kl and told["kl"] > guards.max_kl:
+            return f"responses are {told['kl']:.1f} nats from the reference, more than guards.max_kl"
+        if guards.min_entropy and told["entropy"] < guards.min_entropy:
+            return f"tokens have {told['entropy']:.2f} nats of entropy, less than guards.min_entropy"
+        return ""
+
+    def _prompt(self, response: Response) -> Prompt:
+        return self.seats.prompts.train[response.prompt]
+
+    def _answer(self, prompt: Prompt, response: Response) -> Answer:
+        return Answer(prompt.text, response.text, prompt.reference)
+
+    def _text(self, ids: list[int]) -> str:
+        return str(self.seats.tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False))
+
+    @contextlib.contextmanager
+    def _timed(self, name: str) -> Iterator[None]:
+        started = time.monotonic()
+        yield
+        self.spent[name] = self.spent.get(name, 0.0) + time.monotonic() - started
+
+    def _by_first(self, work: Callable[[], Any]) -> Any:
+        """What the first worker finds, on all of them; what goes wrong there goes wrong everywhere."""
+        said: dict[str, Any] = {}
+        failed: HeadraceError | None = None
+        if self.rank == 0:
+            try:
+                said = {"found": work()}
+            except HeadraceError as error:
+                failed, said = error, {"problem": error.problem, "remedy": error.remedy}
+        if torch.distributed.get_world_size() > 1:
+            said = broadcast(said)
+        if failed:
+            raise failed
+        if "problem" in said:
+            raise HeadraceError(said["problem"], said["remedy"])
+        return said["found"]

@@ -1,0 +1,195 @@
+"""What a training worker of RLHF does: sets the table for the loop, runs it, and publishes what it came to.
+
+Left out: the loop (`engine.rlhf.loop`), and who starts workers, engines and rewards (`engine.rlhf.job`).
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from upath import UPath
+
+from engine.artifacts import Parent, publish_model
+from engine.errors import DeadlineExceeded, HeadraceError
+from engine.finetune.checkpoints import Checkpoints, State
+from engine.finetune.loop import agree
+from engine.finetune.lora import with_adapter
+from engine.finetune.work import staging_for
+from engine.models import load_causal_lm, load_tokenizer, load_values, save_model
+from engine.observe import MetricsWriter
+from engine.rlhf.critic import Critic, ValueHead, ValueModel
+from engine.rlhf.engines import make_engine
+from engine.rlhf.learner import PolicyLearner
+from engine.rlhf.loop import Loop, Seats
+from engine.rlhf.policy import Policy, check_split, freeze
+from engine.rlhf.prompts import read_prompts
+from engine.rlhf.recipe import RlhfRecipe
+from engine.rlhf.rewards import Answer, CombinedReward
+from engine.rlhf.rollouts import ActorRollouts, LocalRollouts, Rollouts
+from engine.rlhf.weights import export_critic, for_engines, load_weights, save_weights
+
+
+@dataclass(frozen=True)
+class Assignment:
+    """All that a worker has to know; `engines` and `scorer` are actors of the driver's."""
+
+    recipe: RlhfRecipe
+    home: str
+    output: str
+    threads: int
+    inputs_fingerprint: str
+    base_fingerprint: str
+    parents: tuple[Parent, ...]
+    engines: tuple[Any, ...]
+    scorer: Any
+
+
+class ScorerActor:
+    """The rewards, and those that only watch, in a process of their own."""
+
+    def __init__(self, recipe: RlhfRecipe) -> None:
+        self._rewards = CombinedReward(recipe.rewards)
+        self._watching = CombinedReward(recipe.watched)
+
+    def scores(self, answers: list[Answer], watched: bool) -> tuple[list[float], dict[str, list[float]]]:
+        """The sums, and everybody's own scores by name."""
+        sums, apart = self._rewards.scores(answers)
+        return sums, apart | (self._watching.scores(answers)[1] if watched else {})
+
+
+class _Scorer:
+    """The loop's side of it."""
+
+    def __init__(self, actor: Any, seconds: float) -> None:
+        self._actor, self._seconds = actor, seconds
+
+    def scores(self, answers: list[Answer], watched: bool) -> tuple[list[float], dict[str, list[float]]]:
+        import ray
+
+        try:
+            found: tuple[list[float], dict[str, list[float]]] = ray.get(
+                self._actor.scores.remote(answers, watched), timeout=self._seconds
+            )
+        except ray.exceptions.GetTimeoutError:
+            raise DeadlineExceeded(
+                f"The rewards have not scored {len(answers):,} responses within {self._seconds:g} s.",
+                "Raise stall_seconds if that may be; the same command goes on from the last checkpoint.",
+            ) from None
+        except ray.exceptions.RayTaskError as error:
+            if isinstance(error.cause, HeadraceError):
+                raise error.cause from None
+            raise HeadraceError(
+                f"The rewards failed ({str(error.cause)[:300]}).", "The last checkpoint stays."
+            ) from None
+        except ray.exceptions.RayActorError as error:
+            raise HeadraceError(
+                f"The rewards' process died ({str(error)[:200]}).", "The same command goes on from the last checkpoint."
+            ) from None
+        return found
+
+
+def train_worker(assignment: Assignment) -> None:
+    """Train, in one of the workers. Raises `HeadraceError`s."""
+    import torch
+
+    recipe, home = assignment.recipe, UPath(assignment.home)
+    torch.set_num_threads(assignment.threads)
+    first = torch.distributed.get_rank() == 0
+    checkpoints = Checkpoints(home, torch.distributed.get_rank(), agree)
+    state = checkpoints.latest() or State()
+    policy, critic = _models(recipe)
+    if state.steps:
+        with checkpoints.weights(state.steps) as folder:
+            load_weights(policy, critic, folder)
+    learner = PolicyLearner(
+        policy,
+        critic,
+        learning=recipe.learning,
+        macro=recipe.macro,
+        critic_options=recipe.critic,
+        optimiser=recipe.optimiser,
+        parallel=recipe.parallel,
+        seed=recipe.seed,
+    )
+    if state.steps and not state.ended:
+        with checkpoints.optimiser(state.steps, *learner.parts) as folder:
+            learner.load(folder)
+    seats = Seats(
+        recipe=recipe,
+        home=home,
+        learner=learner,
+        prompts=read_prompts(home, recipe.prompts.measured),
+        tokenizer=load_tokenizer(recipe.model),
+        saves=lambda weights, values, folder: save_weights(policy, weights, values, folder),
+        for_engines=lambda weights: for_engines(policy, weights),
+        rollouts=_rollouts(assignment) if first and not state.ended else None,
+        scorer=_Scorer(assignment.scorer, recipe.stall_seconds) if first else None,
+    )
+    if first:
+        with MetricsWriter(home) as metrics:
+            state = Loop(seats, checkpoints, state).run(metrics)
+    else:
+        state = Loop(seats, checkpoints, state).run(None)
+    weights, values = learner.weights(), learner.critic_weights()
+    if weights is not None:
+        _publish(assignment, state, for_engines(policy, weights), critic, values, seats.tokenizer)
+
+
+def _models(recipe: RlhfRecipe) -> tuple[Policy, Critic | None]:
+    """The policy with its reference, and the critic, as they are before any step."""
+    import torch
+
+    torch.manual_seed(recipe.seed)
+    lm: Any = load_causal_lm(recipe.model, recipe.learning.dtype)
+    frozen = freeze(lm, recipe.learning.layers)
+    if recipe.lora:
+        layers = range(frozen, frozen + recipe.learning.layers) if recipe.learning.layers else None
+        lm = with_adapter(lm, recipe.lora, layers=layers)
+    policy = Policy(lm, frozen=frozen, temperature=recipe.rollout.temperature)
+    check_split(policy)
+    if recipe.learning.advantage != "gae":
+        return policy, None
+    if recipe.critic.kind == "model":
+        return policy, ValueModel(load_values(recipe.critic.model or recipe.model, recipe.learning.dtype))
+    return policy, ValueHead(policy.width, recipe.critic.width)
+
+
+def _rollouts(assignment: Assignment) -> Rollouts:
+    recipe = assignment.recipe
+    if assignment.engines:
+        return ActorRollouts(assignment.engines, recipe.rollout.stall_seconds)
+    longest = recipe.prompts.window + recipe.rollout.max_tokens
+    engine = make_engine(
+        recipe.rollout.engine, recipe.model, at_once=recipe.rollout.at_once, longest=longest, gpus=recipe.parallel.gpus
+    )
+    return LocalRollouts(engine)
+
+
+def _publish(
+    assignment: Assignment, state: State, weights: dict[str, Any], critic: Critic | None, values: Any, tokenizer: Any
+) -> None:
+    """The policy and the critic as models, whole or not at all."""
+    recipe, output = assignment.recipe, UPath(assignment.output)
+    measured = state.measured[-1].values if state.measured else {}
+    about: dict[str, Any] = {
+        "job": "rlhf",
+        "recipe": recipe.model_dump(mode="json"),
+        "recipe_fingerprint": recipe.fingerprint(),
+        "inputs_fingerprint": assignment.inputs_fingerprint,
+        "seed": recipe.seed,
+        "parents": assignment.parents,
+        "models": {"base": assignment.base_fingerprint},
+        "counts": {"steps": state.steps, "responses": state.steps * recipe.rollout.prompts * recipe.rollout.samples},
+        "metrics": {f"held-out {name}": value for name, value in measured.items() if name != "loss"},
+    }
+    if critic is not None:
+        critic.load_state_dict(values, strict=False)
+        place = output.parent / f"{output.name}-critic"
+        with staging_for(place) as staging:
+            export_critic(critic, tokenizer, staging)
+            publish_model(staging, place, **about)
+    with staging_for(output) as staging:
+        lm: Any = load_causal_lm(recipe.model, recipe.learning.dtype)
+        lm.load_state_dict(weights, strict=False)
+        save_model(lm, tokenizer, Path(staging))
+        publish_model(staging, output, **about)
