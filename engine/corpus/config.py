@@ -26,11 +26,14 @@ SUFFIXES: dict[str, tuple[str, ...]] = {
     "text": (".txt", ".md", ".rst"),
     "python": (".py",),
     "html": (".html", ".htm", ".xhtml"),
+    "dialogues": (".yml", ".yaml"),
     "warc": (".warc", ".warc.gz", ".warc.zst"),
 }
 """The suffixes of each format's files."""
 
-_SHARD_MB: dict[str, float] = {"parquet": 64, "jsonl": 64, "csv": 64, "warc": 64, "text": 16, "html": 16, "python": 0.5}
+_SHARD_MB: dict[str, float] = {
+    "parquet": 64, "jsonl": 64, "csv": 64, "warc": 64, "text": 16, "html": 16, "dialogues": 16, "python": 0.5,
+}  # fmt: skip
 _MEGABYTE = 1_000_000
 _COMPARISON = re.compile(r"(>=|<=|>|<)(.*)", re.DOTALL)
 
@@ -45,8 +48,8 @@ class SourceConfig(Section):
     paths: list[str] = Field(min_length=1, json_schema_extra={"knob": True})
     """Files, directories, globs or URIs (file, s3, gs, az, hf); `stdlib:` is this Python's standard library,
     `package:NAME/below` a directory of an installed package."""
-    format: Literal["auto", "parquet", "jsonl", "csv", "text", "python", "html", "warc"] = "auto"
-    """Format of all inputs; `auto` goes by the suffix and refuses mixtures."""
+    format: Literal["auto", "parquet", "jsonl", "csv", "text", "python", "html", "dialogues", "warc"] = "auto"
+    """Format of all inputs; `auto` goes by the suffix and refuses mixtures; `dialogues` is ChatterBot's YAML."""
     roots: list[str] = knob(["."])
     """Local directories inputs may come from, symbolic links resolved."""
     include: list[str] | None = None
@@ -58,7 +61,7 @@ class SourceConfig(Section):
     columns: dict[str, str] = Field(default_factory=dict)
     """Schema column -> source column, for example {text: content}."""
     shard_mb: float | None = Field(None, gt=0)
-    """Aim for shards of this many uncompressed megabytes; unset: 64, or 16 for text and html, or 0.5 for python."""
+    """Aim for shards of this many uncompressed megabytes; unset: 64, 16 for text, html, dialogues, 0.5 for python."""
     max_row_mb: float = Field(16, gt=0)
     """A longer row is quarantined instead of read."""
     encoding: str = "utf-8"

@@ -45,16 +45,20 @@ class Assignment:
 
 
 class ScorerActor:
-    """The rewards, and those that only watch, in a process of their own."""
+    """The rewards, and those that only watch, in a process of their own; made when they are first asked, so that what
+    is wrong with one is the answer."""
 
     def __init__(self, recipe: RlhfRecipe) -> None:
-        self._rewards = CombinedReward(recipe.rewards)
-        self._watching = CombinedReward(recipe.watched)
+        self._recipe = recipe
+        self._made: tuple[CombinedReward, CombinedReward] | None = None
 
     def scores(self, answers: list[Answer], watched: bool) -> tuple[list[float], dict[str, list[float]]]:
         """The sums, and everybody's own scores by name."""
-        sums, apart = self._rewards.scores(answers)
-        return sums, apart | (self._watching.scores(answers)[1] if watched else {})
+        if self._made is None:
+            self._made = CombinedReward(self._recipe.rewards), CombinedReward(self._recipe.watched)
+        rewards, watching = self._made
+        sums, apart = rewards.scores(answers)
+        return sums, apart | (watching.scores(answers)[1] if watched else {})
 
 
 class _Scorer:

@@ -119,10 +119,16 @@ def corpus_of(format: str, folder: Path) -> tuple[str, ...]:
             pieces.insert(3, b"no record at all\r\n\r\n")
             (folder / f"a.warc{suffix}").write_bytes(b"".join(pieces))
         (folder / "whole.warc.gz").write_bytes(gzip.compress(b"".join(good)))
-    return ("instruction", "program") if format == "python" else TEXT
+    if format == "dialogues":
+        first, second = "[Hi?, 'Yes, hi.', Who?, 12, unanswered]", "['What: colon', \"two\\nlines\"]"
+        body = f"categories: [x]\nconversations:\n- {first}\n- {second}\n"
+        (folder / "a.yml").write_text(body)
+        for number, data in enumerate((b"", b"- x", b"conversations: 3", b"conversations: [3]", b"a: [", b"\xff")):
+            (folder / f"bad-{number}.yml").write_bytes(data)
+    return {"python": ("instruction", "program"), "dialogues": ("prompt", "response")}.get(format, TEXT)
 
 
-@pytest.mark.parametrize("format", ["parquet", "jsonl", "csv", "text", "html", "python", "warc"])
+@pytest.mark.parametrize("format", ["parquet", "jsonl", "csv", "text", "html", "dialogues", "python", "warc"])
 def test_slices_of_any_size_give_the_same_rows_under_the_same_numbers(tmp_path: Path, format: str) -> None:
     folder = tmp_path / "data"
     required = corpus_of(format, folder)
@@ -135,7 +141,7 @@ def test_slices_of_any_size_give_the_same_rows_under_the_same_numbers(tmp_path: 
         assert read(folder, required, target=target).equals(whole), target
 
 
-@pytest.mark.parametrize("format", ["parquet", "jsonl", "csv", "text", "html", "python", "warc"])
+@pytest.mark.parametrize("format", ["parquet", "jsonl", "csv", "text", "html", "dialogues", "python", "warc"])
 def test_files_cut_the_same_way_each_time_cover_themselves(tmp_path: Path, format: str) -> None:
     required = corpus_of(format, tmp_path / "data")
     reader, files, _ = opened(tmp_path / "data", required)
@@ -144,6 +150,20 @@ def test_files_cut_the_same_way_each_time_cover_themselves(tmp_path: Path, forma
         assert slices == reader.slices(file, 100)
         assert [each.start for each in slices[1:]] == [each.stop for each in slices[:-1]]
         assert all(each.start < each.stop for each in slices)
+
+
+def test_dialogues_are_pairs_of_statement_and_answer(tmp_path: Path) -> None:
+    required = corpus_of("dialogues", tmp_path / "data")
+    table = read(tmp_path / "data", required)
+    good = [row for row in table.to_pylist() if row[DROP] is None]
+    assert [(row["prompt"], row["response"], row[SOURCE_ROW]) for row in good] == [
+        ("Hi?", "Yes, hi.", 0),
+        ("Who?", "12", 1),
+        ("What: colon", "two\nlines", 2),
+    ]
+    bad = [row[ERROR] for row in table.to_pylist() if row[DROP] is not None]
+    assert len(bad) == 6
+    assert all(error.startswith("no conversations can be read: ") for error in bad)
 
 
 def test_a_format_without_the_required_columns_is_refused(tmp_path: Path) -> None:

@@ -28,6 +28,7 @@ _READERS = {
     "csv": ("engine.corpus.readers.csv", "CsvReader"),
     "text": ("engine.corpus.readers.text", "TextReader"),
     "python": ("engine.corpus.readers.python", "PythonReader"),
+    "dialogues": ("engine.corpus.readers.dialogues", "DialogueReader"),
     "html": ("engine.corpus.readers.html", "HtmlReader"),
     "warc": ("engine.corpus.readers.warc", "WarcReader"),
 }

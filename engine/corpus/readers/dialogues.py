@@ -1,0 +1,34 @@
+"""Conversations in ChatterBot's YAML: each statement and the answer that follows it, as `prompt` and `response`.
+
+A file is a mapping with `conversations`, a list of lists of statements; a conversation of four is two rows. What is no
+text is written as YAML would write it. A file of any other shape is quarantined.
+
+Left out: a conversation as a whole. Called through `engine.corpus.readers.base`.
+"""
+
+from collections.abc import Iterator
+from typing import Any
+
+from ruamel.yaml import YAML
+from ruamel.yaml.error import YAMLError
+
+from engine.corpus.readers.rows import FileReader, Row
+
+
+class DialogueReader(FileReader):
+    """Reads a file of conversations; a statement that nobody answers is left out."""
+
+    columns = ("prompt", "response")
+
+    def parse(self, data: bytes) -> Iterator[Row]:
+        """The rows of a file."""
+        try:
+            found: Any = YAML(typ="safe", pure=True).load(data.decode("utf-8-sig"))
+            conversations = found["conversations"]
+            pairs = [pair for each in conversations for pair in zip(each[::2], each[1::2], strict=False)]
+        except (YAMLError, UnicodeDecodeError, TypeError, KeyError, ValueError, RecursionError) as error:
+            why = str(error).strip().partition("\n")[0][:200] or type(error).__name__
+            yield Row.poison(0, f"no conversations can be read: {why}")
+            return
+        for number, (prompt, response) in enumerate(pairs):
+            yield Row(number, {"prompt": str(prompt), "response": str(response)})

@@ -1,0 +1,66 @@
+"""A small model with a real tokenizer, prompts to ask it, and recipes for them."""
+
+import json
+from types import SimpleNamespace
+
+import pytest
+
+from engine.config import build_recipe
+from engine.models import load_tokenizer, save_model
+from engine.runs import Invocation
+from jobs import rlhf
+
+
+@pytest.fixture(scope="session")
+def small(tmp_path_factory):
+    """A directory with a Llama of a few thousand parameters beside its embedding, and SmolLM2's tokenizer."""
+    import torch
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    folder = tmp_path_factory.mktemp("small")
+    tokenizer = load_tokenizer("pkg:smollm2-135m")
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=49152, hidden_size=16, intermediate_size=32, num_hidden_layers=3, num_attention_heads=2,
+        max_position_embeddings=512, tie_word_embeddings=True, pad_token_id=tokenizer.pad_token_id,
+        bos_token_id=tokenizer.bos_token_id, eos_token_id=tokenizer.eos_token_id,
+    )  # fmt: skip
+    save_model(LlamaForCausalLM(config), tokenizer, folder)
+    return folder
+
+
+@pytest.fixture
+def workshop(tmp_path, small):
+    """Makes recipes and runs them: `workshop.run(**keys)`; a reward that likes the letter e."""
+    path = tmp_path / "prompts.jsonl"
+    rows = [{"prompt": f"What is {at} and {at}?", "reference": str(2 * at)} for at in range(40)]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+    def recipe(**keys):
+        data = {
+            "name": "a",
+            "runs": str(tmp_path / "runs"),
+            "model": str(small),
+            "prompts": {
+                "source": {"paths": [str(path)], "roots": [str(tmp_path)]},
+                "wording": "Q: {prompt} A:",
+                "window": 32,
+                "held_out": 0.2,
+                "measured": 4,
+            },
+            "rewards": [{"kind": "function", "function": "likes:letters"}],
+            "learning": {"steps": 4, "measure_every": 2, "checkpoint_every": 2, "epochs": 2, "minibatches": 2},
+            "rollout": {"prompts": 6, "max_tokens": 8, "engine": "transformers"},
+            "optimiser": {"learning_rate": 1e-2, "schedule": "constant", "warm_up": 0.0},
+            "parallel": {"tokens_per_device": 128, "cpus": 0.5},
+            "threads": 1,
+            "stall_seconds": 240,
+        }
+        for key, value in keys.items():
+            data[key] = {**data[key], **value} if isinstance(data.get(key), dict) else value
+        return build_recipe(rlhf.RECIPE, data)
+
+    def run(*, dry_run=False, fresh=False, **keys):
+        return rlhf.run(recipe(**keys), Invocation("headrace rlhf", dry_run=dry_run, fresh=fresh))
+
+    return SimpleNamespace(path=tmp_path, recipe=recipe, run=run, model=small, home=tmp_path / "runs" / "rlhf" / "a")
