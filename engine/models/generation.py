@@ -238,7 +238,8 @@ def cache_bytes(config: Any, at_once: int, longest: int) -> int:
     heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
     width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
     # The cache is cut into blocks, some of which it keeps to itself.
-    return int(2 * config.num_hidden_layers * heads * width * 4 * (1024 + max(longest, at_once * 1024)))
+    tokens = 1024 + max(longest, at_once * min(longest, 1024))
+    return int(2 * config.num_hidden_layers * heads * width * 4 * tokens)
 
 
 def window(config: Any) -> int:

@@ -51,7 +51,7 @@ class _Job:
     """One call of the job."""
 
     def __init__(self, recipe: RlhfRecipe, call: Invocation) -> None:
-        self.recipe, self.call = recipe.model_copy(update={"model": portable(recipe.model)}), call
+        self.recipe, self.call = _portable(recipe), call
         self.watch = Stopwatch()
         self.home = Run("rlhf", recipe)
         self.output = writable(recipe.output) if recipe.output else self.home.path / "model"
@@ -61,7 +61,8 @@ class _Job:
                 if reward.kind == "code":
                     Sandbox(reward.sandbox)  # less isolation than is asked for is told here, before Ray starts
             self.gathered = gather(recipe.prompts, load_tokenizer(recipe.model), recipe.seed)
-        models = [fingerprint(resolve(each.model)) for each in (*recipe.rewards, *recipe.watched) if each.model]
+        named = [each.model for each in (*recipe.rewards, *recipe.watched)] + [recipe.critic.model]
+        models = [fingerprint(resolve(each)) for each in named if each]
         self.identity = Identity(
             job="rlhf",
             recipe_fingerprint=recipe.fingerprint(),
@@ -205,6 +206,21 @@ class _Job:
             first = before.get(name.removeprefix("held-out "))
             facts[name] = f"{value:.4f}" + ("" if first is None else f" (before: {first:.4f})")
         return Outcome("rlhf", model.path, facts, () if reused else self.watch.shares(), _HINTS, reused=reused)
+
+
+def _portable(recipe: RlhfRecipe) -> RlhfRecipe:
+    """The recipe with models named so that they are found from anywhere."""
+
+    def moved(each: Any) -> Any:
+        return each.model_copy(update={"model": portable(each.model)}) if each.model else each
+
+    update = {
+        "model": portable(recipe.model),
+        "rewards": [moved(each) for each in recipe.rewards],
+        "watched": [moved(each) for each in recipe.watched],
+        "critic": moved(recipe.critic),
+    }
+    return recipe.model_copy(update=update)
 
 
 def _published(output: Any) -> bool:

@@ -89,7 +89,8 @@ class CriticOptions(Section):
 
     kind: Literal["head", "model"] = "head"
     """A small network on the reference's last hidden states, which are there anyway; or a model of its own."""
-    model: str | None = None
+    # Its weights decide, as those of the policy do.
+    model: str | None = knob(None)
     """model: what it starts from, a reward model say; the policy's own if not given."""
     width: int = Field(128, ge=1)
     """head: its hidden layer."""

@@ -26,7 +26,8 @@ class RewardOptions(Section):
     """Its share in the sum."""
     clip: float | None = Field(None, gt=0)
     """Its scores are cut to +- this before they are weighted."""
-    model: str | None = None
+    # Its weights decide, wherever they are: they are part of the fingerprint of the inputs.
+    model: str | None = knob(None)
     """model: a model reference, as `headrace reward-model` publishes it."""
     reads: Literal["both", "response"] = "both"
     """model: prompt and response, or the response alone."""
