@@ -18,6 +18,7 @@ import os
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Protocol
 
 import numpy as np
@@ -76,8 +77,8 @@ class LocalRollouts:
 class EngineActor:
     """An engine in a process of its own; says which version it holds, and refuses to draw from any other."""
 
-    def __init__(self, options: RolloutOptions, model: str, longest: int) -> None:
-        self._engine = make_engine(options.engine, model, at_once=options.at_once, longest=longest, gpus=options.gpus)
+    def __init__(self, make: Callable[[], RolloutEngine]) -> None:
+        self._engine = make()
         self._transport: WeightTransport = ObjectStore()
         self._version: int | None = None
 
@@ -220,8 +221,11 @@ class ActorRollouts:
                 f"{who} has not taken the new weights within {self._seconds:g} s.",
                 "Raise rollout.stall_seconds if that may be; the last checkpoint stays.",
             ) from None
-        except ray.exceptions.RayActorError:
-            raise HeadraceError(f"{who} died while it took new weights.", "The last checkpoint stays.") from None
+        except ray.exceptions.RayActorError as error:
+            why = str(error).strip().rpartition("\n")[2][:300].rstrip(".")  # after a traceback what was wrong
+            raise HeadraceError(
+                f"{who} died while it took new weights ({why}).", "The last checkpoint stays."
+            ) from None
         except ray.exceptions.RayTaskError as error:
             if isinstance(error.cause, HeadraceError):
                 raise error.cause from None
@@ -238,7 +242,8 @@ def start_engines(options: RolloutOptions, model: str, longest: int, threads: in
         max_restarts=-1,
         runtime_env={"env_vars": {"OMP_NUM_THREADS": str(threads)}},
     )(EngineActor)
-    return [actor.remote(options, model, longest) for _ in range(options.engines)]
+    make = partial(make_engine, options.engine, model, at_once=options.at_once, longest=longest, gpus=options.gpus)
+    return [actor.remote(make) for _ in range(options.engines)]
 
 
 def _verified(found: Sequence[float], probe: Probe, who: str, version: int, again: bool) -> bool:
