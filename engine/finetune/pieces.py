@@ -101,7 +101,7 @@ def load_pieces(paths: Sequence[Path], pieces: Iterator[Piece], optimiser: Any, 
         kinds = AVERAGES + ((MASTER,) if masters and any(kind == MASTER for _, kind in places) else ())
         for piece in pieces:
             state = optimiser.state[piece.master]
-            state["step"] = torch.tensor(float(steps))
+            state["step"] = torch.tensor(float(steps), device=piece.master.device)
             for kind in kinds:
                 if kind != MASTER and kind not in state:
                     state[kind] = torch.zeros_like(piece.master, requires_grad=False)

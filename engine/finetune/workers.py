@@ -29,7 +29,7 @@ _NEWEST = 1 << 16
 """Bytes of the metrics that are looked at while training: hundreds of steps, and the last measurement among them."""
 _POLL_SECONDS = 0.5
 _FAILED = "failed.json"
-"""In the run directory: what a worker other than the first had to say."""
+"""In the run directory: what one of several workers had to say."""
 _LAST_WORDS_SECONDS = 10.0
 """What fails everywhere at once ends by itself within this."""
 
@@ -146,8 +146,8 @@ def _work(config: dict[str, Any]) -> dict[str, str] | None:
         config["work"](config["given"])
     except HeadraceError as error:
         said = {"kind": type(error).__name__, "problem": error.problem, "remedy": error.remedy}
-        if torch.distributed.get_rank():
-            # Ray Train hands on what the first worker returns, which may be waiting for this one.
+        if torch.distributed.get_world_size() > 1:
+            # Ray Train hands on what the first worker returns once all have; some may be waiting for this one.
             replace(UPath(config["home"]) / _FAILED, json.dumps(said).encode())
         return said
     return None

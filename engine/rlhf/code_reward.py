@@ -57,6 +57,8 @@ class CodeReward:
             checked = checker.check(program, tests, graded=True)
             if not checked.passed and not checked.why.startswith(_FAILED):
                 return RAISED
+            if not checked.tests:  # tests that cannot be told apart count as one
+                return apps_reward(int(checked.passed), int(not checked.passed))
             return apps_reward(checked.tests_passed, checked.tests - checked.tests_passed)
         passed = 0
         for given, wanted in tests:

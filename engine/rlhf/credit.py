@@ -25,7 +25,7 @@ from engine.errors import HeadraceError
 from engine.rlhf.segmenters import NONE, Bools, Floats, Ints
 
 Weighting = Literal["equal", "unit", "first_heavy", "last_heavy"]
-Aggregation = Literal["sum", "mean"]
+Aggregation = Literal["sum", "mean", "weighted"]
 Discount = Literal["macro", "smdp"]
 
 Number = TypeVar("Number", np.int64, np.float64)
@@ -141,9 +141,11 @@ def macro_values(values_BT: Floats, macros: Macros, weighting: Weighting = "equa
 
 
 def macro_rewards(rewards_BT: Floats, macros: Macros, options: Gae) -> Floats:
-    """What a macro earns, (B, K)."""
+    """What a macro earns, (B, K): its tokens' rewards summed, averaged, or `weighted` as their values are."""
     if options.discount == "smdp" and options.gamma != 1.0:
         rewards_BT = rewards_BT * options.gamma**macros.place_BT
+    if options.reward_aggregation == "weighted":
+        return macros.sums(rewards_BT * value_weights(macros, options.value_weighting))
     summed_BK = macros.sums(rewards_BT)
     return summed_BK if options.reward_aggregation == "sum" else summed_BK / np.maximum(macros.length_BK, 1)
 

@@ -1,4 +1,4 @@
-"""An RLHF job, from the recipe to the published policy: prompts, engines, rewards, training, report.
+"""An RLHF job, from the recipe to the published policy: prompts, engines, rewards, training.
 
     driver     prompts.parquet; owns the actors of engines and rewards, so that they outlive a training worker
     workers    the loop (`engine.rlhf.loop`), on Ray Train: RUN/checkpoints --> RUN/model, RUN/model-critic
@@ -30,14 +30,14 @@ from engine.resources import Demand, capacity, preflight, usable_cpus
 from engine.rlhf.prompts import gather, write_prompts
 from engine.rlhf.recipe import RlhfRecipe
 from engine.rlhf.rollouts import start_engines
-from engine.rlhf.work import Assignment, ScorerActor, train_worker
+from engine.rlhf.work import Assignment, ScorerActor, critic_place, train_worker
 from engine.runs import Invocation, Outcome, Run, set_aside
 from engine.storage import writable
 
 _SCORER_CPUS = 0.25
 _SHOWN = ("reward", "kl", "held_out/reward")
 _HINTS = {
-    "train": "look at the shares of the step in the report: what generates, learns and syncs.",
+    "train": "fewer layers or epochs, shorter responses, more engines: metrics.jsonl says where a step's time goes.",
     "start Ray": "give --address of a running Ray to skip it.",
 }
 
@@ -77,8 +77,9 @@ class _Job:
         if self.call.fresh:
             Ledger(self.home.path).check_free()
             set_aside(self.home.path)
-            if self.recipe.output and _published(self.output):
-                set_aside(self.output)
+            for place in (self.output, critic_place(self.output)) if self.recipe.output else ():
+                if _published(place):
+                    set_aside(place)
         if published := self._published_before():
             return self._outcome(published, reused=True)
         ledger = Ledger(self.home.path)
@@ -104,7 +105,9 @@ class _Job:
         if recipe.rollout.engine == "vllm":
             longest = recipe.prompts.window + recipe.rollout.max_tokens
             engines = start_engines(recipe.rollout, recipe.model, longest, self._threads)
-        environment = {"env_vars": {"PYTHONPATH": os.getcwd()}}  # a reward function may lie there
+        # A reward function may lie here, or where the driver finds it.
+        found = os.pathsep.join(filter(None, (os.getcwd(), os.environ.get("PYTHONPATH"))))
+        environment = {"env_vars": {"PYTHONPATH": found}}
         scorer = ray.remote(num_cpus=_SCORER_CPUS, max_restarts=-1, max_task_retries=2, runtime_env=environment)(
             ScorerActor
         ).remote(recipe)
@@ -205,7 +208,15 @@ class _Job:
         for name, value in sorted(metrics.items()):
             first = before.get(name.removeprefix("held-out "))
             facts[name] = f"{value:.4f}" + ("" if first is None else f" (before: {first:.4f})")
-        return Outcome("rlhf", model.path, facts, () if reused else self.watch.shares(), _HINTS, reused=reused)
+        return Outcome(
+            "rlhf",
+            model.path,
+            facts,
+            () if reused else self.watch.shares(),
+            _HINTS,
+            reused=reused,
+            next_command=f"headrace evaluate jobs/recipes/evaluate_smoke.yaml model={model.path}",
+        )
 
 
 def _portable(recipe: RlhfRecipe) -> RlhfRecipe:

@@ -110,6 +110,8 @@ class PolicyLearner:
         self._minibatches: list[list[_Row]] = []
         self._samples: Sequence[Sample] = ()
         self._told: dict[str, Tensor] = {}
+        self._per_token = 1.0
+        """What makes a mean over decisions one over tokens."""
 
     def prepare(self, samples: Sequence[Sample], step: int) -> None:
         """Cut a step's samples into minibatches of rows, and do what the trunk has to."""
@@ -203,6 +205,7 @@ class PolicyLearner:
     def _update(self, rows: list[_Row], tokens: int, decisions: int) -> dict[str, float]:
         """One optimiser step of each."""
         joint = self._macro.ratio == "joint"
+        self._per_token = decisions / tokens if joint else 1.0
         self._told = {name: torch.zeros((), device=self._actor.device) for name in ("clipped", "moved")}
         stepped = self._actor.step(rows, decisions if joint else tokens, self._policy_loss)
         sums = torch.stack(list(self._told.values()))
@@ -235,7 +238,7 @@ class PolicyLearner:
         self._told["clipped"] += clipped
         self._told["moved"] += kl_estimate(given["logp"], logp_N.detach()).sum()
         if self._learning.kl_loss:
-            loss = loss + self._learning.kl_loss * kl_estimate(logp_N, given["reference"]).sum()
+            loss = loss + self._learning.kl_loss * self._per_token * kl_estimate(logp_N, given["reference"]).sum()
         return loss
 
     def _value_loss(self, engine: Any, row: _Row) -> Tensor:

@@ -94,7 +94,7 @@ class Loop:
         self.spent: dict[str, float] = {}
         self._ahead: Future[Experience] | None = None
         self._version = state.steps
-        self._compared = False
+        self._kept: set[int] = set()
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="rollouts")
 
     def run(self, metrics: MetricsWriter | None) -> State:
@@ -133,15 +133,15 @@ class Loop:
         """The step's responses: those on disk where an earlier attempt has drawn them, else new ones."""
 
         def drawn() -> Any:
-            kept = read_step(self.seats.home, step)
-            if kept is None or not step - self._behind <= kept.version <= step:
-                kept = self._ahead.result() if self._ahead else self._draw(step, self._version)
-            self._ahead = None
+            ahead, self._ahead = self._ahead, None
+            experience = ahead.result() if ahead else self._drawn(step, self._version)
             if self._behind and step + 1 < self.recipe.learning.steps:
-                self._ahead = self._pool.submit(self._draw, step + 1, self._version)
-            return kept.to_json()
+                self._ahead = self._pool.submit(self._drawn, step + 1, self._version)
+            return [experience.to_json(), step in self._kept]
 
-        return Experience.from_json(self._by_first(drawn))
+        found, kept = self._by_first(drawn)
+        self._kept |= {step} if kept else set()
+        return Experience.from_json(found)
 
     def look(self, experience: Experience, step: int) -> Looked:
         """What the learner makes of the responses; the first time, whether that is what the engine made of them."""
@@ -150,13 +150,12 @@ class Loop:
         looked = self.learner.look()
         written = experience.written()
         apart = float(np.abs(looked.logp - experience.logprobs())[written].mean()) if written.any() else 0.0
-        if not self._compared and apart > self.recipe.guards.mismatch:
+        if step not in self._kept and experience.version == step and apart > self.recipe.guards.mismatch:
             raise HeadraceError(
-                f"Engine and learner disagree about the same tokens: their log-probabilities differ by {apart:.3g} on"
-                f" average (guards.mismatch is {self.recipe.guards.mismatch:g}).",
+                f"Engine and learner disagree about the same tokens of step {step + 1:,}: log-probabilities differ"
+                f" by {apart:.3g} on average (guards.mismatch is {self.recipe.guards.mismatch:g}).",
                 "Likely causes: another number format, another temperature, stale weights, or another template.",
             )
-        self._compared = True
         return looked
 
     def score(self, experience: Experience) -> tuple[Floats, dict[str, float]]:
@@ -257,6 +256,14 @@ class Loop:
     @property
     def _drawing(self) -> Drawing:
         return Drawing(self.recipe.rollout.temperature, self.recipe.rollout.max_tokens)
+
+    def _drawn(self, step: int, version: int) -> Experience:
+        """A step's responses as an earlier attempt has drawn them, if they are no older than they may be."""
+        kept = read_step(self.seats.home, step)
+        if kept is not None and step - self._behind <= kept.version <= step:
+            self._kept.add(step)
+            return kept
+        return self._draw(step, version)
 
     def _draw(self, step: int, version: int) -> Experience:
         """Ask the engines, and keep what they say; on the first worker."""

@@ -137,6 +137,8 @@ class Policy(torch.nn.Module):
 
     @contextlib.contextmanager
     def _as_reference(self, row: PolicyRow) -> Iterator[None]:
+        for each in (*self._reference, *self._before):  # DeepSpeed moves what is trained, and these are not
+            each.to(row.ids_1T.device)
         if self._whole is not None:
             yield
         elif self._adapter:

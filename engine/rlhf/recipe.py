@@ -84,6 +84,14 @@ class RlhfRecipe(Recipe):
             raise ValueError("prompts.wording needs {prompt}, the place of the prompt")
         if self.macro.strict_reference_compat and self.macro.ratio == "joint":
             raise ValueError("the reference implementation has no joint ratio; leave out macro.ratio")
+        if self.macro.ratio == "joint" and self.rollout.asynchronous:
+            raise ValueError("rollout.asynchronous corrects token by token; set macro.ratio: token")
+        if self.rollout.engine == "transformers" and (self.rollout.engines > 1 or self.rollout.gpus):
+            raise ValueError(
+                "rollout.engine: transformers is one engine in the first learner; leave out engines and gpus"
+            )
+        if self.critic.model and self.critic.kind == "head":
+            raise ValueError("critic.model is for critic.kind: model; a head reads the reference's states")
         names = [each.label for each in (*self.rewards, *self.watched)]
         if len(set(names)) < len(names):
             raise ValueError("two of rewards and watched have the same name; give each a name of its own")

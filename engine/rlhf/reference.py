@@ -41,4 +41,4 @@ def reference_macros(macro_BT: Ints) -> Macros:
 
 def reference_options(options: Gae) -> Gae:
     """The options with the reference's aggregation of rewards."""
-    return replace(options, reward_aggregation="mean", discount="macro")
+    return replace(options, reward_aggregation="weighted", discount="macro")

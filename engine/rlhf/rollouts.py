@@ -56,11 +56,48 @@ class Rollouts(Protocol):
         """Give every engine these weights and see that it works with them. Raises `HeadraceError`s."""
 
 
+class _Verifier:
+    """Tells whether an engine computes with the weights it was given last, from what it makes of the probe."""
+
+    def __init__(self) -> None:
+        self._before: list[float] | None = None
+        self._noise = 0.0
+
+    def check(self, found: Sequence[float], probe: Probe, who: str, version: int, *, again: bool) -> bool:
+        """Whether it does; the second time, an error says that it does not."""
+        worst = _apart(found, probe.logprobs)
+        old = self._keeps_old(found, probe)
+        if worst <= probe.tolerance and not old:
+            self._noise = max(self._noise, worst) if self._before is None else self._noise
+            return True
+        if not again:
+            which = "the ones before" if old else "others"
+            raise HeadraceError(
+                f"{who} was given version {version} of the weights and computes with {which}:"
+                f" its log-probabilities of a fixed text differ by up to {worst:.3g} (guards.probe is"
+                f" {probe.tolerance:g}).",
+                "Its number format differs, or it keeps old weights; nothing was drawn from it.",
+            )
+        _log.warning("a sync is tried again", engine=who, version=version, difference=worst)
+        return False
+
+    def settle(self, probe: Probe) -> None:
+        """All engines were verified by this probe."""
+        self._before = list(probe.logprobs)
+
+    def _keeps_old(self, found: Sequence[float], probe: Probe) -> bool:
+        """Whether it is nearer to what the weights before made of the text; told only where the difference between
+        the two is well above that of an engine with the right weights."""
+        if self._before is None or _apart(self._before, probe.logprobs) <= 4 * self._noise:
+            return False
+        return _apart(found, self._before) < _apart(found, probe.logprobs)
+
+
 class LocalRollouts:
     """One engine in this process."""
 
     def __init__(self, engine: RolloutEngine) -> None:
-        self._engine, self._transport = engine, InProcess()
+        self._engine, self._transport, self._verifier = engine, InProcess(), _Verifier()
 
     def generate(self, prompts: Sequence[list[int]], seeds: Sequence[int], drawing: Drawing) -> list[Written]:
         """See `Rollouts`."""
@@ -70,7 +107,9 @@ class LocalRollouts:
         """See `Rollouts`."""
         for again in (True, False):
             self._engine.load(self._transport.unpack(self._transport.pack(version, weights)))
-            if _verified(self._engine.logprobs(probe.ids), probe, "The engine", version, again):
+            found = self._engine.logprobs(probe.ids)
+            if self._verifier.check(found, probe, "The engine", version, again=again):
+                self._verifier.settle(probe)
                 return
 
 
@@ -110,6 +149,7 @@ class ActorRollouts:
         self._handles, self._seconds = list(handles), seconds
         self._transport: WeightTransport = ObjectStore()
         self._latest: tuple[Parcel, Probe] | None = None
+        self._verifier = _Verifier()
 
     def generate(self, prompts: Sequence[list[int]], seeds: Sequence[int], drawing: Drawing) -> list[Written]:
         """See `Rollouts`."""
@@ -130,23 +170,25 @@ class ActorRollouts:
     def sync(self, version: int, weights: Mapping[str, Any], probe: Probe) -> None:
         """See `Rollouts`."""
         self._latest = self._transport.pack(version, weights), probe
-        for number, handle in enumerate(self._handles):
-            self._bring(number, handle)
+        for number in range(len(self._handles)):
+            self._bring(number)
+        self._verifier.settle(probe)
 
-    def _bring(self, number: int, handle: Any) -> None:
-        """Give one engine the latest weights and verify them."""
+    def _bring(self, number: int) -> None:
+        """Give one engine the latest weights and verify them; one that is dead is waited for."""
         assert self._latest
-        parcel, probe = self._latest
+        (parcel, probe), handle, who = self._latest, self._handles[number], f"Engine {number}"
         for again in (True, False):
+            self._await(number)
             try:
-                found = self._wait(handle.load.remote(parcel, probe.ids), f"Engine {number}")
+                found = self._wait(handle.load.remote(parcel, probe.ids), who)
             except HeadraceError as error:
                 if not again:
                     raise
                 _log.warning("a sync is tried again", engine=number, why=error.problem)
                 continue
-            if _verified(found, probe, f"Engine {number}", parcel.version, again):
-                self._wait(handle.confirm.remote(parcel.version), f"Engine {number}")
+            if self._verifier.check(found, probe, who, parcel.version, again=again):
+                self._wait(handle.confirm.remote(parcel.version), who)
                 return
 
     def _everywhere(
@@ -185,29 +227,31 @@ class ActorRollouts:
                     ) from None
                 if written is None:
                     todo.insert(0, part)
-                    self._revive(number)
+                    self._bring(number)
                 else:
                     done.append((part, written))
-                    end = time.monotonic() + self._seconds
+                end = time.monotonic() + self._seconds
                 idle.append(number)
         return done
 
-    def _revive(self, number: int) -> None:
-        """Wait until an engine that died is back, and bring it up to date."""
+    def _await(self, number: int) -> None:
+        """Wait until an engine answers: it may just be starting, for the first time or again."""
         import ray
 
-        end = time.monotonic() + self._seconds
+        end, why = time.monotonic() + self._seconds, "it is still starting"
         while time.monotonic() < end:
             try:
                 ray.get(self._handles[number].version.remote(), timeout=max(end - time.monotonic(), 0.1))
-                self._bring(number, self._handles[number])
                 return
-            except ray.exceptions.RayActorError:
+            except ray.exceptions.RayActorError as error:
+                why = str(error).strip().rpartition("\n")[2][:300].rstrip(".")  # after a traceback what was wrong
+                if "creation task" in str(error):
+                    break  # it cannot start
                 time.sleep(_BACK_SECONDS)
             except ray.exceptions.GetTimeoutError:
                 break
         raise DeadlineExceeded(
-            f"Engine {number} has died and is not back after {self._seconds:g} s.",
+            f"Engine {number} does not answer within {self._seconds:g} s ({why}).",
             "Look at its log; the same command goes on from the last checkpoint.",
         )
 
@@ -246,16 +290,5 @@ def start_engines(options: RolloutOptions, model: str, longest: int, threads: in
     return [actor.remote(make) for _ in range(options.engines)]
 
 
-def _verified(found: Sequence[float], probe: Probe, who: str, version: int, again: bool) -> bool:
-    """Whether an engine makes of the text what the learner does; the second time, an error says that it does not."""
-    worst = float(np.abs(np.subtract(found, probe.logprobs)).max())
-    if worst <= probe.tolerance:
-        return True
-    if not again:
-        raise HeadraceError(
-            f"{who} was given version {version} of the weights and computes with others: its log-probabilities of a"
-            f" fixed text differ by up to {worst:.3g} (guards.probe is {probe.tolerance:g}).",
-            "Its number format differs, or it keeps old weights; nothing was drawn from it.",
-        )
-    _log.warning("a sync is tried again", engine=who, version=version, difference=worst)
-    return False
+def _apart(ours: Sequence[float], theirs: Sequence[float]) -> float:
+    return float(np.abs(np.subtract(ours, theirs)).max(initial=0.0))

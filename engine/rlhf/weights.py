@@ -65,17 +65,19 @@ def for_engines(policy: Policy, weights: Mapping[str, Any]) -> dict[str, Any]:
     return found
 
 
-def export_critic(critic: Critic, tokenizer: Any, folder: Path) -> None:
-    """Write a critic: a model as an ordinary Hugging Face directory; a head with what it needs to be used again."""
+def export_critic(critic: Critic, weights: Mapping[str, Any], tokenizer: Any, folder: Path) -> None:
+    """Write a critic with these weights: a model as an ordinary Hugging Face directory; a head with what it needs to be
+    used again."""
     from safetensors.torch import save_file
 
     from engine.models import save_model
 
     if isinstance(critic, ValueModel):
-        save_model(critic.model, tokenizer, folder)
+        save_model(
+            critic.model, tokenizer, folder, {name.removeprefix("model."): each for name, each in weights.items()}
+        )
         return
-    weights = {name: each.detach().cpu().contiguous() for name, each in critic.state_dict().items()}
     hidden, width = weights["inner.weight"].shape
-    save_file(weights, folder / "model.safetensors")
+    save_file({name: each.detach().cpu().contiguous() for name, each in weights.items()}, folder / "model.safetensors")
     about = {"model_type": "headrace-value-head", "width": width, "hidden": hidden, "reads": "last_hidden_state"}
     (folder / "config.json").write_text(json.dumps(about, indent=1) + "\n")

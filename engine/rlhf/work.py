@@ -3,13 +3,14 @@
 Left out: the loop (`engine.rlhf.loop`), and who starts workers, engines and rewards (`engine.rlhf.job`).
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from upath import UPath
 
-from engine.artifacts import Parent, publish_model
+from engine.artifacts import Parent, is_model, publish_model, read_model
 from engine.errors import DeadlineExceeded, HeadraceError
 from engine.finetune.checkpoints import Checkpoints, State
 from engine.finetune.loop import agree
@@ -149,6 +150,9 @@ def _models(recipe: RlhfRecipe) -> tuple[Policy, Critic | None]:
     if recipe.lora:
         layers = range(frozen, frozen + recipe.learning.layers) if recipe.learning.layers else None
         lm = with_adapter(lm, recipe.lora, layers=layers)
+    if recipe.parallel.recompute:
+        lm.gradient_checkpointing_enable({"use_reentrant": False})
+        lm.enable_input_require_grads()
     policy = Policy(lm, frozen=frozen, temperature=recipe.rollout.temperature)
     check_split(policy)
     if recipe.learning.advantage != "gae":
@@ -187,13 +191,25 @@ def _publish(
         "metrics": {f"held-out {name}": value for name, value in measured.items() if name != "loss"},
     }
     if critic is not None:
-        critic.load_state_dict(values, strict=False)
-        place = output.parent / f"{output.name}-critic"
-        with staging_for(place) as staging:
-            export_critic(critic, tokenizer, staging)
-            publish_model(staging, place, **about)
-    with staging_for(output) as staging:
+        _publish_once(critic_place(output), about, lambda folder: export_critic(critic, values, tokenizer, folder))
+
+    def write(folder: Path) -> None:
         lm: Any = load_causal_lm(recipe.model, recipe.learning.dtype)
         lm.load_state_dict(weights, strict=False)
-        save_model(lm, tokenizer, Path(staging))
+        save_model(lm, tokenizer, folder)
+
+    _publish_once(output, about, write)
+
+
+def critic_place(output: UPath) -> UPath:
+    """Where the critic of a policy is published."""
+    return output.parent / f"{output.name}-critic"
+
+
+def _publish_once(output: UPath, about: dict[str, Any], write: Callable[[Path], None]) -> None:
+    """Publish a model, unless an attempt that died after it has done so already."""
+    if is_model(output) and read_model(output).manifest.inputs_fingerprint == about["inputs_fingerprint"]:
+        return
+    with staging_for(output) as staging:
+        write(staging)
         publish_model(staging, output, **about)

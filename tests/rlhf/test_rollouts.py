@@ -68,6 +68,24 @@ def test_prompts_of_an_engine_that_dies_are_answered_all_the_same(engines, count
     assert {each.logprobs[0] for each in found} == {2.5}, "the engine that came back was given the weights first"
 
 
+def test_an_engine_that_is_dead_when_weights_come_is_waited_for(engines):
+    rollouts = engines(1)
+    rollouts.sync(1, weights(1.0), probe(1.0))
+    handle = rollouts._handles[0]
+    ray.kill(handle, no_restart=False)
+    rollouts.sync(2, weights(2.0), probe(2.0))
+    assert rollouts.generate([[1]], [0], DRAWING)[0].logprobs[0] == 5.0
+
+
+def test_old_weights_are_found_out_within_the_tolerance_too(engines):
+    rollouts = engines(1)
+    rollouts.sync(1, weights(1.0), probe(1.0))
+    engines.script(0, "stale", "stale")
+    near = Probe([1, 2, 3], [2.5 * 1.01] * 2, 1.0)
+    with pytest.raises(HeadraceError, match="computes with the ones before"):
+        rollouts.sync(2, weights(1.01), near)
+
+
 @pytest.mark.parametrize("wrong", ["stale", "drop"])
 def test_a_sync_that_went_wrong_is_tried_once_more(engines, wrong):
     rollouts = engines(1)
@@ -81,7 +99,7 @@ def test_an_engine_that_keeps_old_weights_is_named(engines):
     rollouts = engines(2)
     rollouts.sync(1, weights(1.0), probe(1.0))
     engines.script(1, "stale", "stale")
-    with pytest.raises(HeadraceError, match=r"Engine 1 was given version 2 .* differ by up to 2.5"):
+    with pytest.raises(HeadraceError, match=r"Engine 1 was given version 2 .* the ones before.* differ by up to 2.5"):
         rollouts.sync(2, weights(2.0), probe(2.0))
 
 

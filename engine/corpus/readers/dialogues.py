@@ -1,7 +1,7 @@
 """Conversations in ChatterBot's YAML: each statement and the answer that follows it, as `prompt` and `response`.
 
-A file is a mapping with `conversations`, a list of lists of statements; a conversation of four is two rows. What is no
-text is written as YAML would write it. A file of any other shape is quarantined.
+A file is a mapping with `conversations`, a list of lists of statements; a conversation of four is two rows. A number is
+taken as the text it is written as. A file of any other shape is quarantined.
 
 Left out: a conversation as a whole. Called through `engine.corpus.readers.base`.
 """
@@ -25,6 +25,8 @@ class DialogueReader(FileReader):
         try:
             found: Any = YAML(typ="safe", pure=True).load(data.decode("utf-8-sig"))
             conversations = found["conversations"]
+            if not isinstance(conversations, list) or not all(isinstance(each, list) for each in conversations):
+                raise TypeError("conversations is no list of lists")
             pairs = [pair for each in conversations for pair in zip(each[::2], each[1::2], strict=False)]
         except (YAMLError, UnicodeDecodeError, TypeError, KeyError, ValueError, RecursionError) as error:
             why = str(error).strip().partition("\n")[0][:200] or type(error).__name__
