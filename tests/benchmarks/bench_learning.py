@@ -119,9 +119,9 @@ def _train(home, data, arm, seed, *overrides):
     }
     _headrace(home, "sft", recipe, f"seed={seed}", *overrides)
     lines = (home / "sft" / f"{arm}-{seed}" / "metrics.jsonl").read_text().splitlines()
-    seen = [row for row in map(json.loads, lines) if "tokens" in row]
+    last = [row for row in map(json.loads, lines) if "tokens" in row][-1]  # it counts from the beginning
     losses = [row["held_out/loss"] for row in map(json.loads, lines) if "held_out/loss" in row]
-    return {"steps": seen[-1]["step"], "tokens": sum(row["tokens"] for row in seen), "held_out_loss": losses[-1]}
+    return {"steps": last["step"], "tokens": last["tokens"], "held_out_loss": losses[-1]}
 
 
 def _ask(home, model, style, seed):
