@@ -20,8 +20,7 @@ from engine.artifacts import Model
 from engine.cluster import session
 from engine.corpus.ledger import Identity, Ledger
 from engine.corpus.transform import room
-from engine.errors import ArtifactError, Interrupted, Outdated, ResumeRefused
-from engine.evaluation.sandbox import Sandbox
+from engine.errors import ArtifactError, Interrupted, Outdated, RecipeError, ResumeRefused
 from engine.finetune.checkpoints import Checkpoints, State
 from engine.finetune.workers import run_workers
 from engine.models import fingerprint, load_tokenizer, portable, resolve
@@ -29,6 +28,7 @@ from engine.observe import Stopwatch, configure_logging
 from engine.resources import Demand, capacity, preflight, usable_cpus
 from engine.rlhf.prompts import gather, write_prompts
 from engine.rlhf.recipe import RlhfRecipe
+from engine.rlhf.rewards import make_reward
 from engine.rlhf.rollouts import start_engines
 from engine.rlhf.work import Assignment, ScorerActor, critic_place, train_worker
 from engine.runs import Invocation, Outcome, Run, set_aside
@@ -57,9 +57,10 @@ class _Job:
         self.output = writable(recipe.output) if recipe.output else self.home.path / "model"
         with self.watch.phase("plan"):
             self.base = fingerprint(resolve(recipe.model))
+            self._check_layers()
             for reward in (*recipe.rewards, *recipe.watched):
-                if reward.kind == "code":
-                    Sandbox(reward.sandbox)  # less isolation than is asked for is told here, before Ray starts
+                if reward.kind != "model":
+                    make_reward(reward)  # what is wrong with one is told here, before Ray starts
             self.gathered = gather(recipe.prompts, load_tokenizer(recipe.model), recipe.seed)
         named = [each.model for each in (*recipe.rewards, *recipe.watched)] + [recipe.critic.model]
         models = [fingerprint(resolve(each)) for each in named if each]
@@ -95,6 +96,18 @@ class _Job:
             with self.watch.phase("train"):
                 self._train()
             return self._outcome(artifacts.read_model(self.output), reused=False)
+
+    def _check_layers(self) -> None:
+        """Raise `RecipeError` where more layers are to learn than the model has."""
+        from transformers import AutoConfig
+
+        folder = resolve(self.recipe.model)
+        config = AutoConfig.from_pretrained(folder, trust_remote_code=False, local_files_only=True).get_text_config()
+        if (self.recipe.learning.layers or 0) > config.num_hidden_layers:
+            raise RecipeError(
+                f"learning.layers is {self.recipe.learning.layers}, and the model has {config.num_hidden_layers}.",
+                "Choose fewer, or leave it out: then all of it learns.",
+            )
 
     def _train(self) -> None:
         """Start engines and rewards, and train beside them."""

@@ -173,10 +173,10 @@ def freeze(lm: Any, layers: int | None) -> int:
         return 0
     body = lm.get_decoder()
     if not isinstance(getattr(body, "layers", None), torch.nn.ModuleList) or not hasattr(body, "norm"):
-        raise RecipeError(f"The layers of {type(lm).__name__} cannot be told apart.", "Leave out policy.layers.")
+        raise RecipeError(f"The layers of {type(lm).__name__} cannot be told apart.", "Leave out learning.layers.")
     if layers > len(body.layers):
         raise RecipeError(
-            f"policy.layers is {layers}, and the model has {len(body.layers)}.", "Choose fewer, or leave it out."
+            f"learning.layers is {layers}, and the model has {len(body.layers)}.", "Choose fewer, or leave it out."
         )
     lm.requires_grad_(False)
     for each in body.layers[len(body.layers) - layers :]:
@@ -195,5 +195,5 @@ def check_split(policy: Policy) -> None:
     if not torch.allclose(whole, parts, atol=1e-4 if whole.dtype == torch.float32 else 1e-2):
         raise RecipeError(
             f"{type(policy.lm).__name__} gives other log-probabilities when its lower layers run apart.",
-            "Leave out policy.layers: then all of it learns.",
+            "Leave out learning.layers: then all of it learns.",
         )

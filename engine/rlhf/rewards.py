@@ -15,6 +15,7 @@ import json
 import math
 import os
 import re
+import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -105,6 +106,8 @@ class FunctionReward:
     def __init__(self, options: RewardOptions) -> None:
         assert options.function
         module, _, name = options.function.partition(":")
+        if os.getcwd() not in sys.path:  # a console script does not look where it is run from
+            sys.path.append(os.getcwd())
         try:
             self._function = getattr(importlib.import_module(module), name)
         except (ImportError, AttributeError) as error:

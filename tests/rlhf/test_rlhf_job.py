@@ -100,6 +100,7 @@ def test_a_killed_driver_costs_only_the_steps_since_the_checkpoint(cluster, work
     ("keys", "error", "said"),
     [
         ({"rewards": [{"kind": "function", "function": "likes:broken"}]}, HeadraceError, "ValueError: no opinion"),
+        ({"rewards": [{"kind": "function", "function": "likes:none"}]}, HeadraceError, "no reward function likes:none"),
         ({"prompts": {"window": 3}}, SourceError, "No prompt is left to learn from .40 longer than the window"),
         ({"learning": {"layers": 9}}, HeadraceError, "is 9, and the model has 3"),
         ({"parallel": {"cpus": 64}}, HeadraceError, "64 CPU"),
