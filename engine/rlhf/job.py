@@ -1,4 +1,4 @@
-"""An RLHF job, from the recipe to the published policy: prompts, engines, rewards, training.
+"""An RLHF job, from the recipe to the published policy: prompts, engines, rewards, training, report.
 
     driver     prompts.parquet; owns the actors of engines and rewards, so that they outlive a training worker
     workers    the loop (`engine.rlhf.loop`), on Ray Train: RUN/checkpoints --> RUN/model, RUN/model-critic
@@ -28,6 +28,7 @@ from engine.observe import Stopwatch, configure_logging
 from engine.resources import Demand, capacity, preflight, usable_cpus
 from engine.rlhf.prompts import gather, write_prompts
 from engine.rlhf.recipe import RlhfRecipe
+from engine.rlhf.report import HINTS, write_report
 from engine.rlhf.rewards import make_reward
 from engine.rlhf.rollouts import start_engines
 from engine.rlhf.work import Assignment, ScorerActor, critic_place, train_worker
@@ -36,10 +37,6 @@ from engine.storage import writable
 
 _SCORER_CPUS = 0.25
 _SHOWN = ("reward", "kl", "held_out/reward")
-_HINTS = {
-    "train": "fewer layers or epochs, shorter responses, more engines: metrics.jsonl says where a step's time goes.",
-    "start Ray": "give --address of a running Ray to skip it.",
-}
 
 
 def run_rlhf(recipe: RlhfRecipe, call: Invocation) -> Outcome:
@@ -221,12 +218,17 @@ class _Job:
         for name, value in sorted(metrics.items()):
             first = before.get(name.removeprefix("held-out "))
             facts[name] = f"{value:.4f}" + ("" if first is None else f" (before: {first:.4f})")
+        report = self.home.path / "report.html"
+        if not (reused and report.exists()):
+            with self.watch.phase("report"):
+                write_report(report, self.recipe, model, state, self.watch.shares())
         return Outcome(
             "rlhf",
             model.path,
             facts,
             () if reused else self.watch.shares(),
-            _HINTS,
+            HINTS,
+            report,
             reused=reused,
             next_command=f"headrace evaluate jobs/recipes/evaluate_smoke.yaml model={model.path}",
         )

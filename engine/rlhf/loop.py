@@ -37,12 +37,14 @@ from engine.finetune.checkpoints import Checkpoints, Measured, State
 from engine.finetune.order import DataOrder
 from engine.observe import MetricsWriter
 from engine.rlhf.assessment import Assessor
+from engine.rlhf.credit import Macros
 from engine.rlhf.engines import Drawing
 from engine.rlhf.exchange import broadcast
 from engine.rlhf.experience import Experience, Response, read_step, write_step
 from engine.rlhf.learner import Looked, PolicyLearner, Sample
 from engine.rlhf.prompts import Prompt, Prompts
 from engine.rlhf.recipe import RlhfRecipe
+from engine.rlhf.report import MACRO
 from engine.rlhf.rewards import Answer
 from engine.rlhf.rollouts import Probe, Rollouts
 from engine.rlhf.segmenters import Floats
@@ -117,7 +119,7 @@ class Loop:
                 credited, told = self.assessor(experience, looked, scores, self.beta)
             with self._timed("learn"):
                 told |= self.learner.learn(credited)
-            self._advance(told, time.monotonic() - started)
+            self._advance(told, credited.macros, time.monotonic() - started)
             with self._timed("sync"):
                 self.sync()
             self._tell(metrics, told, apart, time.monotonic() - started)
@@ -283,14 +285,19 @@ class Loop:
         write_step(self.seats.home, experience)
         return experience
 
-    def _advance(self, told: dict[str, float], seconds: float) -> None:
-        """One step further, with the coefficient that the next one is to have."""
+    def _advance(self, told: dict[str, float], macros: Macros, seconds: float) -> None:
+        """One step further, with the coefficient that the next one is to have, and macros counted by their length."""
         learning, before = self.recipe.learning, self.state
         if learning.kl_target:
             error = np.clip(told["kl"] / learning.kl_target - 1, -0.2, 0.2)
             count = self.recipe.rollout.prompts * self.recipe.rollout.samples
             self.beta *= float(1 + error * count / learning.kl_horizon)
-        update = {"steps": before.steps + 1, "seconds": before.seconds + seconds, "extra": {_KL: self.beta}}
+        extra = {**before.extra, _KL: self.beta}
+        for length, count in enumerate(np.bincount(macros.length_BK[macros.length_BK > 0])):
+            if count:
+                name = f"{MACRO}{length}"
+                extra[name] = extra.get(name, 0) + float(count)
+        update = {"steps": before.steps + 1, "seconds": before.seconds + seconds, "extra": extra}
         self.state = before.model_copy(update=update)
 
     def _tell(

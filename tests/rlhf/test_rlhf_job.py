@@ -60,6 +60,9 @@ def test_a_policy_is_learnt_and_published(cluster, workshop):
     assert lines[4]["kl"] != 0
     samples = [key[:3] for step in drawn(workshop.home) for key in step]
     assert len(set(samples)) == len(samples) == 24
+    page = (workshop.home / "report.html").read_text()
+    for section in ("Reward", "KL to the reference", "Length of the macros", "Before and after", "Where a step"):
+        assert section in page, section
     assert len(read_held_out(locate(str(workshop.home)), 4)) == 4
     with pytest.raises(Outdated, match="another recipe"):
         workshop.run(seed=7)

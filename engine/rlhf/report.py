@@ -1,0 +1,114 @@
+"""The report of an RLHF run: reward, KL and length over its steps, macros, answers before and after, where time went.
+
+Left out: the page itself (`engine.observe.report`). Called by `engine.rlhf.job`.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from upath import UPath
+
+from engine.artifacts import Model
+from engine.config import write_yaml
+from engine.finetune.checkpoints import State
+from engine.observe import Report, Share, bottleneck, duration, plots, read_metrics
+from engine.rlhf.experience import read_held_out
+from engine.rlhf.prompts import read_prompts
+from engine.rlhf.recipe import RlhfRecipe
+
+HINTS = {
+    "train": "fewer layers or epochs, shorter responses, more engines: the report says where a step's time goes.",
+    "start Ray": "give --address of a running Ray to skip it.",
+}
+"""What would make a phase shorter."""
+MACRO = "macros of "
+"""Begins the names under which a state counts macros by their length."""
+_CURVES = {
+    "reward": "Reward",
+    "kl": "KL to the reference, nats per response",
+    "length": "Tokens per response",
+    "entropy": "Entropy, nats per token (mean of -log p)",
+    "clip_fraction": "Share of terms that the clip stops",
+    "explained_variance": "Variance of returns that the critic explains",
+    "mismatch": "Difference between engine and learner, nats per token",
+}
+_SHOWN = 8
+"""Held-out prompts that are shown with their answers."""
+
+
+def write_report(path: UPath, recipe: RlhfRecipe, model: Model, state: State, shares: Sequence[Share]) -> None:
+    """Write RUN/report.html."""
+    home = path.parent
+    report = Report(f"headrace rlhf: {recipe.name}", f"a model at {model.path}")
+    report.facts({"steps": state.steps, "time in steps": duration(state.seconds), **model.manifest.metrics})
+    report.text("How it ended", f"{state.ended[:1].upper()}{state.ended[1:]}.")
+    lines: dict[int, dict[str, Any]] = {}
+    for line in read_metrics(home):  # a resume repeats steps: the later line holds
+        lines[line["step"]] = {**lines.get(line["step"], {}), **line}
+    for name, title in _CURVES.items():
+        _curve(report, lines, name, title)
+    lengths = {int(name.removeprefix(MACRO)): int(count) for name, count in state.extra.items() if MACRO in name}
+    if lengths:
+        report.figure(
+            "Length of the macros", plots.histogram(lengths, "tokens", "macros"), f"Rule {recipe.macro.rule}."
+        )
+    _answers(report, home, state, recipe.prompts.measured)
+    _time(report, lines, recipe)
+    if shares:
+        report.figure("Where the time of this call went", plots.waterfall(shares), bottleneck(shares, HINTS))
+    report.code("Recipe", write_yaml(model.manifest.recipe), "yaml")
+    report.text("Made by", f"Code {model.manifest.code_version}, seed {recipe.seed}; contents {model.fingerprint}.")
+    report.write(path)
+
+
+def _curve(report: Report, lines: Mapping[int, Mapping[str, Any]], name: str, title: str) -> None:
+    series = {}
+    for label, key in (("training", name), ("held out", f"held_out/{name}")):
+        points = [(step, line[key]) for step, line in sorted(lines.items()) if line.get(key) is not None]
+        if points:
+            series[label] = ([step for step, _ in points], [value for _, value in points])
+    if series:
+        report.figure(title, plots.lines(series, "step", name.replace("_", " ")))
+
+
+def _answers(report: Report, home: UPath, state: State, measured: int) -> None:
+    """Answers to the same held-out prompts before the first step and after the last, side by side."""
+    before, after = read_held_out(home, 0), read_held_out(home, state.steps)
+    prompts = read_prompts(home, measured).held_out
+    later = {(row["prompt"], row["number"]): row for row in after}
+    rows = []
+    for row in before[:_SHOWN]:
+        then = later.get((row["prompt"], row["number"]))
+        if then:
+            scores = f"{row['score: reward']:.2f}", f"{then['score: reward']:.2f}"
+            rows.append((prompts[row["prompt"]].text, row["text"], scores[0], then["text"], scores[1]))
+    if rows:
+        report.table("Before and after", ["prompt", "before", "reward", "after", "reward"], rows)
+
+
+def _time(report: Report, lines: Mapping[int, Mapping[str, Any]], recipe: RlhfRecipe) -> None:
+    """What the seconds of a step are, and what that says about more engines or going asynchronous."""
+    spent: dict[str, float] = {}
+    for line in lines.values():
+        for name, value in line.items():
+            if name.startswith("seconds/") and value is not None:
+                spent[name.removeprefix("seconds/")] = spent.get(name.removeprefix("seconds/"), 0.0) + value
+    whole = spent.pop("step", 0.0)
+    if not whole:
+        return
+    spent["idle and other"] = max(whole - sum(spent.values()), 0.0)
+    shares = {name: value / whole for name, value in spent.items()}
+    generate, learn = shares.get("generate", 0.0), shares.get("learn", 0.0) + shares.get("look", 0.0)
+    if generate > 2 * learn:
+        advice = (
+            "Drawing takes most: more engines (rollout.engines) on cores or GPUs of their own would shorten a step."
+        )
+    elif generate < 0.2:
+        advice = "Drawing takes little: more engines would not help; fewer layers or epochs would."
+    else:
+        most = max(generate, 1 - generate)
+        advice = (
+            f"Drawing beside learning (rollout.asynchronous) could shorten a step to {most:.0%} of it at best, given"
+            " cores or GPUs of its own; where both share cores it gains nothing."
+        )
+    report.figure("Where a step's time goes", plots.bars(shares, "share of a step"), advice)
