@@ -60,12 +60,12 @@ def credited_of(samples, looked, macro):
     return Credited(looked.logp, looked.reference, looked.values, advantages, returns, macros)
 
 
-def learn(world, folder, *, macro=None, learning=None, critic="head", zero=0, lora=False, capacity=64, resume=False):
+def learn(world, folder, *, macro=None, learning=None, critic="head", zero=0, lora=False, capacity=64):
     """What is looked at and told in each step."""
     macro = MacroOptions(**(macro or {}))
     learning = LearningOptions(**{"steps": STEPS, "epochs": 2, "minibatches": 2, **(learning or {})})
 
-    def learner_of(saved=None):
+    def learner_of():
         lm = tiny()
         torch.manual_seed(1)
         frozen = freeze(lm, learning.layers)
