@@ -81,18 +81,34 @@ def build_recipe(model: type[R], data: Mapping[str, Any], *, where: str = "recip
 
 
 def set_key(data: dict[str, Any], key: str, value: Any) -> None:
-    """Set a dotted key in a recipe's plain data, making sections on the way. Raises `RecipeError`."""
-    *parents, last = key.split(".")
+    """Set a dotted key in a recipe's plain data, making sections on the way; in a list a number is a place, from 0.
+    Raises `RecipeError`."""
+    parents = key.split(".")
+    last = parents.pop()
     target: Any = data
-    for parent in parents:
-        if target.get(parent) is None:
+    for at, parent in enumerate(parents):
+        place = _place(target, parent, key)
+        if isinstance(target, dict) and target.get(parent) is None:
             target[parent] = {}
-        target = target[parent]
-        if not isinstance(target, dict):
+        target = target[place]
+        if not isinstance(target, dict | list):
+            through = ".".join(parents[: at + 1])
             raise RecipeError(
-                f"The key {key!r} goes through {parent}, which holds no keys.", "Set that key as a whole."
+                f"The key {key!r} goes through {through}, which holds no keys.", "Set that key as a whole."
             )
-    target[last] = value
+    target[_place(target, last, key)] = value
+
+
+def _place(target: Any, name: str, key: str) -> Any:
+    """The key or the index that a name stands for."""
+    if isinstance(target, dict):
+        return name
+    if name.isdigit() and int(name) < len(target):
+        return int(name)
+    raise RecipeError(
+        f"In the key {key!r}, {name} is no place in a list of {len(target)}.",
+        "Count from 0, or set the list as a whole.",
+    )
 
 
 def read_yaml(path: str | Path) -> dict[str, Any]:

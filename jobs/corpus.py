@@ -50,7 +50,8 @@ def run(recipe: CorpusRecipe, call: Invocation) -> Outcome:
     )
     outcome = run_transform(transform, recipe, call)
     if rows == "instructions":
-        following = f"headrace lintseq jobs/recipes/lintseq_smoke.yaml 'source.paths=[{outcome.output}]'"
+        keys = f"name=corpus-{recipe.name} 'source.paths=[{outcome.output}]'"
+        following = f"headrace lintseq jobs/recipes/lintseq_smoke.yaml {keys}"
         return replace(outcome, next_command=following)
     return outcome
 

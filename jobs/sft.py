@@ -22,7 +22,9 @@ def run(recipe: SftRecipe, call: Invocation) -> Outcome:
     job = FineTuningJob(
         name="sft",
         given_away=given_away,
-        next_command=lambda model: f"headrace evaluate jobs/recipes/evaluate_smoke.yaml model={model}",
+        next_command=lambda model: (
+            f"headrace evaluate jobs/recipes/evaluate_smoke.yaml name=sft-{recipe.name} model={model}"
+        ),
     )
     return run_fine_tuning(job, recipe, call)
 

@@ -93,7 +93,8 @@ def _recipe(home, text=None, **keys):
         (None, ["seed"], "not of the form key=value"),
         (None, ["seed=[1"], "not valid YAML"),
         (None, ["name.x=1"], "goes through name"),
-        (None, ["source.paths.0=in"], "goes through paths"),
+        (None, ["source.paths.7=in"], "7 is no place in a list of 1"),
+        (None, ["source.paths.x=in"], "x is no place in a list of 1"),
         (None, ["workers=0"], "'workers'"),
     ],
 )

@@ -104,19 +104,27 @@ class Ledger:
             return ""
         if before["identity"] == identity.model_dump():
             return str(before["run"])
+        changed = self.changed(identity, recipe, inputs)
         if before["identity"]["recipe_fingerprint"] != identity.recipe_fingerprint:
-            changed = sorted(_different_keys(before["recipe"], json.loads(json.dumps(recipe))))
-            what = f"the recipe changed at {', '.join(changed)}" if changed else "the recipe changed"
+            what = f"the recipe changed at {changed}" if changed else "the recipe changed"
         else:
-            changed = sorted(
-                name for name in before["inputs"].keys() | inputs if before["inputs"].get(name) != inputs.get(name)
-            )
-            shown = ", ".join(changed[:3]) + (f" and {len(changed) - 3} more" if len(changed) > 3 else "")
-            what = f"the input changed ({shown})" if changed else "the input is cut differently"
+            what = f"the input changed ({changed})" if changed else "the input is cut differently"
         raise Outdated(
             f"{self.root.parent} cannot be resumed: {what} since it was started.",
             "Undo the change, choose another name=..., or add --fresh to set the old run aside and start over.",
         )
+
+    def changed(self, identity: Identity, recipe: Mapping[str, Any], inputs: Mapping[str, str]) -> str:
+        """Which keys of the recipe, or else which inputs, are not what was set down; empty where nothing was."""
+        before = self._details()
+        if before is None:
+            return ""
+        if before["identity"]["recipe_fingerprint"] != identity.recipe_fingerprint:
+            return ", ".join(sorted(_different_keys(before["recipe"], json.loads(json.dumps(recipe)))))
+        names = sorted(
+            name for name in before["inputs"].keys() | inputs if before["inputs"].get(name) != inputs.get(name)
+        )
+        return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
 
     def check_free(self) -> int:
         """Raise `RunBusy` if a live driver owns the run; returns the number of the newest claim, 0 if there is none."""

@@ -4,7 +4,8 @@ Left out: the act of publishing (`engine.artifacts`). Called by `engine.corpus.t
 """
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import pyarrow.parquet as pq
 from upath import UPath
@@ -17,29 +18,35 @@ from engine.corpus.report import merge_counts
 from engine.errors import ArtifactError, Outdated, ResumeRefused
 
 
-def published_before(output: UPath, identity: Identity) -> Dataset | None:
-    """The dataset at the output if it is what this run would make. Raises `ResumeRefused` if it is another."""
+def published_before(output: UPath, identity: Identity, changed: Callable[[], str]) -> Dataset | None:
+    """The dataset at the output if it is what this run would make. Raises as `check_published`."""
     try:
         if not is_dataset(output):
             return None
     except ArtifactError:  # one that is still being built
         return None
     dataset = read_dataset(output)
-    wanted = {
-        "from another recipe": (dataset.manifest.recipe_fingerprint, identity.recipe_fingerprint),
-        "from another input": (dataset.manifest.inputs_fingerprint, identity.inputs_fingerprint),
-    }
-    if dataset.manifest.job != identity.job:
+    check_published(output, dataset.manifest, identity, changed)
+    return dataset
+
+
+def check_published(output: UPath, found: Any, identity: Identity, changed: Callable[[], str]) -> None:
+    """Whether a manifest is of what this run would make: raises `ResumeRefused` for another job's, `Outdated` for one
+    from another recipe or input; `changed` says what of them is another (`Ledger.changed`)."""
+    if found.job != identity.job:
         raise ResumeRefused(
-            f"{output} was published by another job, {dataset.manifest.job}.", "Choose another output=... or name=..."
+            f"{output} was published by another job, {found.job}.", "Choose another output=... or name=..."
         )
-    for what, (found, expected) in wanted.items():
-        if found != expected:
+    for what, ours, theirs in (
+        ("recipe", identity.recipe_fingerprint, found.recipe_fingerprint),
+        ("input", identity.inputs_fingerprint, found.inputs_fingerprint),
+    ):
+        if ours != theirs:
+            which = changed()
             raise Outdated(
-                f"{output} was published {what}.",
+                f"{output} was published from another {what}" + (f" (changed: {which})." if which else "."),
                 "Choose another name=... (or output=...), or add --fresh to set it aside and start over.",
             )
-    return dataset
 
 
 def make_manifest(

@@ -46,5 +46,5 @@ class Tally:
         if self.quarantined > max(_TOLERATED, max_quarantine * expected):
             raise QuarantineExceeded(
                 f"{self.quarantined} rows are in quarantine, more than max_quarantine={max_quarantine} allows.",
-                f"Look at {folder}; correct the input, or raise max_quarantine and run again to resume.",
+                f"Look at {folder}; correct the input and add --fresh, or raise max_quarantine to resume.",
             )

@@ -134,7 +134,7 @@ class _Job:
             return self._forecast()
         if self.call.fresh:
             self._set_aside()
-        if published := published_before(self.output, self.identity):
+        if published := published_before(self.output, self.identity, self._changed):
             return self._outcome(published)
         staging = artifacts.open_staging(self.output)
         ledger = Ledger(self.home.path)
@@ -158,6 +158,9 @@ class _Job:
                 published = artifacts.publish(staging, self.output, manifest)
             # Still under the claim: a second run with --fresh would move the directory away under the report.
             return self._outcome(published, tally.rate)
+
+    def _changed(self) -> str:
+        return Ledger(self.home.path).changed(self.identity, *self._origin())
 
     def _check_output(self) -> None:
         """Raise `RecipeError` where publishing (or --fresh) would move the input or the run itself."""
@@ -259,7 +262,7 @@ class _Job:
         plan, transform = self.plan, self.transform
         published, done = None, 0
         if not self.call.fresh:
-            published = published_before(self.output, self.identity)
+            published = published_before(self.output, self.identity, self._changed)
             ledger = Ledger(self.home.path)
             if not published:
                 ledger.check_identity(self.identity, *self._origin())

@@ -31,7 +31,7 @@ from engine.evaluation.recipe import EvaluationRecipe
 from engine.evaluation.results import REFERENCE
 from engine.evaluation.sandbox import Sandbox
 from engine.evaluation.stages import Checking, Generating, Measuring, Rewarding
-from engine.models import fingerprint, load_tokenizer, portable, resolve
+from engine.models import check_scorer, fingerprint, load_tokenizer, portable, resolve
 from engine.models.generation import cache_bytes, window
 from engine.observe import duration
 from engine.resources import usable_cpus
@@ -177,6 +177,7 @@ def prepare(recipe: EvaluationRecipe) -> Planned:
         raise SourceError(f"No question is left to ask ({reasons}).", "Look at the sources, and at engine.window.")
     uses = {"model": fingerprint(folder)}
     if recipe.reward:
+        check_scorer(recipe.reward.model)
         uses["reward"] = fingerprint(resolve(recipe.reward.model))
     if recipe.judge and recipe.judge.against != REFERENCE:
         uses["against"] = read_dataset(locate(recipe.judge.against)).fingerprint

@@ -4,13 +4,13 @@ Weights, gradients, AdamW's averages and, in bfloat16, a float32 copy are counte
 shares them. Activations are an estimate for a decoder: what the layers keep of a micro-batch for the way back, and the
 logits with their gradient in float32: those of a chunk of tokens (`engine.finetune.head`), or of all of them where the
 model caps its logits. Left out: what Python and its libraries take, for which half a gigabyte is added. Called by
-`engine.finetune.job`.
+`engine.finetune.job` and `engine.rlhf.memory`.
 """
 
 from dataclasses import dataclass
 from typing import Any
 
-from engine.finetune.options import LoraOptions, ParallelOptions, TrainingOptions
+from engine.finetune.options import LoraOptions, ParallelOptions
 
 _LIBRARIES = 0.5e9
 _LOGITS = 12
@@ -41,14 +41,16 @@ class Memory:
 
 def forecast(
     config: Any,
-    training: TrainingOptions,
+    dtype: str,
     parallel: ParallelOptions,
     lora: LoraOptions | None,
     *,
     window: int,
     scorer: bool,
+    layers: int | None = None,
 ) -> Memory:
-    """The memory of one worker; `config` is the model's, of transformers. `scorer`: one output instead of logits."""
+    """The memory of one worker; `config` is the model's, of transformers. `scorer`: one output instead of logits;
+    `layers`: the last so many learn, and nothing else."""
     import torch
     from transformers import AutoModel
 
@@ -60,11 +62,12 @@ def forecast(
     embedding = text.vocab_size * text.hidden_size
     head = 0 if scorer or getattr(config, "tie_word_embeddings", False) else embedding
     parameters = sum(each.numel() for each in body.parameters()) + head
-    trained = parameters
+    upper = body if layers is None else body.get_decoder().layers[-layers:]
+    trained = parameters if layers is None else sum(each.numel() for each in upper.parameters())
     if lora:
-        linear = [each for each in body.modules() if isinstance(each, torch.nn.Linear)]
+        linear = [each for each in upper.modules() if isinstance(each, torch.nn.Linear)]
         trained = sum(lora.rank * (each.in_features + each.out_features) for each in linear)
-    width = 2 if training.dtype == "bfloat16" else 4
+    width = 2 if dtype == "bfloat16" else 4
     shared = parallel.least
     weights = parameters * width // (shared if parallel.zero == 3 else 1)
     gradients = trained * width // (shared if parallel.zero >= 2 else 1)
@@ -72,7 +75,9 @@ def forecast(
     optimiser = trained * copies // (shared if parallel.zero else 1)
     tokens = max(parallel.tokens_per_device, window)
     inner = getattr(text, "intermediate_size", None) or 4 * text.hidden_size
-    per_token = text.num_hidden_layers * (text.hidden_size if parallel.recompute else 10 * text.hidden_size + 5 * inner)
+    per_token = (layers or text.num_hidden_layers) * (
+        text.hidden_size if parallel.recompute else 10 * text.hidden_size + 5 * inner
+    )
     capped = getattr(text, "final_logit_softcapping", None)
     logits = 0 if scorer else (tokens if capped else min(tokens, CHUNK)) * text.vocab_size * _LOGITS
     activations = tokens * per_token * width + logits + (0 if scorer or capped else embedding * 4)

@@ -12,8 +12,7 @@ import hashlib
 import json
 import math
 import os
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,13 +24,14 @@ from engine.cluster import session
 from engine.corpus import Stage, Transform, make_plan, run_transform
 from engine.corpus.ledger import Identity, Ledger
 from engine.corpus.transform import room
-from engine.errors import ArtifactError, Interrupted, Outdated, RecipeError, ResumeRefused, SourceError
+from engine.errors import RecipeError, SourceError
 from engine.finetune.checkpoints import Checkpoints, State
 from engine.finetune.forecast import Memory, forecast
 from engine.finetune.loop import total_steps
 from engine.finetune.recipe import FineTuningRecipe
 from engine.finetune.report import HINTS, write_report
-from engine.finetune.tokenise import SCHEMA, GivenAway, Tokenise, TokensRecipe, statistics, tokenizer_for
+from engine.finetune.reruns import interruptible, is_published, published_before
+from engine.finetune.tokenise import OTHER_LABEL, SCHEMA, GivenAway, Tokenise, TokensRecipe, statistics, tokenizer_for
 from engine.finetune.work import Assignment, train_worker
 from engine.finetune.workers import run_workers
 from engine.models import fingerprint, portable, resolve, tokenizer_fingerprint
@@ -96,13 +96,13 @@ class _Job:
         if self.call.fresh:
             ledger.check_free()
             set_aside(self.home.path)
-            if self.recipe.output and _published(self.output):
+            if self.recipe.output and is_published(self.output):
                 set_aside(self.output)
-        if published := self._published_before():
+        if published := published_before(self.output, self.identity, self._changed):
             return self._outcome(published, reused=True)
         ledger = Ledger(self.home.path)
-        ledger.identify(self.identity, self.recipe.model_dump(mode="json"), {**self.inputs, "model": self.base})
-        with ledger.claimed(), self._interruptible():
+        ledger.identify(self.identity, *self._origin())
+        with ledger.claimed(), interruptible(self.home.path, self.call.command):
             self.home.open()
             configure_logging(self.home.path)
             with session(self.call.address) as ray_session:
@@ -117,6 +117,7 @@ class _Job:
                         parallel=self.recipe.parallel,
                         restarts=self.recipe.training.restarts,
                         stall_seconds=self.recipe.stall_seconds,
+                        steps=total_steps(self.recipe.training, self._rows(dataset)),
                     )
             return self._outcome(artifacts.read_model(self.output), reused=False)
 
@@ -131,10 +132,11 @@ class _Job:
         if dataset.rows == held:
             why = ", ".join(f"{name} {count:,}" for name, count in dropped.items())
             why = why or f"all {held:,} examples are held out"
-            raise SourceError(
-                f"Nothing is left to train on of {counts['read']:,} rows ({why}).",
-                "Raise tokens.window, lower tokens.held_out, or look at RUN/tokenise/*/quarantine.",
-            )
+            quarantine = outcome.output.parent / "quarantine"
+            remedy = f"Raise tokens.window, lower tokens.held_out, or look at {quarantine}."
+            if counts.get(f"dropped: {OTHER_LABEL}"):
+                remedy = "Say in classes which label is which, for example classes={good: 1, bad: 0}, and add --fresh."
+            raise SourceError(f"Nothing is left to train on of {counts['read']:,} rows ({why}).", remedy)
         if self.recipe.tokens.held_out and not held:
             raise SourceError(
                 f"None of {dataset.rows:,} examples is held out.", "Give more rows, or raise tokens.held_out."
@@ -177,6 +179,10 @@ class _Job:
             base_fingerprint=self.base,
         )
 
+    def _rows(self, dataset: Dataset) -> int:
+        """Examples to learn from in an epoch."""
+        return int(dataset.rows - dataset.manifest.statistics["held_out"]) // self._tokens_recipe().copies
+
     def _memory(self, folder: str) -> Memory:
         from transformers import AutoConfig
 
@@ -184,7 +190,7 @@ class _Job:
         config = AutoConfig.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
         scorer = recipe.format in ("pairs", "labels")
         return forecast(
-            config, recipe.training, recipe.parallel, recipe.lora, window=recipe.tokens.window, scorer=scorer
+            config, recipe.training.dtype, recipe.parallel, recipe.lora, window=recipe.tokens.window, scorer=scorer
         )
 
     def _demands(self) -> list[Demand]:
@@ -194,9 +200,16 @@ class _Job:
         key = "parallel.fewest" if parallel.fewest else "parallel.workers"
         return [Demand("training workers", parallel.least, parallel.cpus, parallel.gpus, memory, key)]
 
+    def _origin(self) -> tuple[dict[str, Any], dict[str, str]]:
+        """What the run is made from, by name, to tell what has changed."""
+        return self.recipe.model_dump(mode="json"), {**self.inputs, "model": self.base}
+
+    def _changed(self) -> str:
+        return Ledger(self.home.path).changed(self.identity, *self._origin())
+
     def _forecast(self) -> Outcome:
         recipe = self.recipe
-        published = None if self.call.fresh else self._published_before()
+        published = None if self.call.fresh else published_before(self.output, self.identity, self._changed)
         tokens = run_transform(
             self._transform(), self._tokens_recipe(), Invocation(self.call.command, self.call.address, dry_run=True)
         )
@@ -205,8 +218,8 @@ class _Job:
         facts.pop("output")
         known = read_dataset(tokens.output) if tokens.reused else None
         if known:
-            rows = (known.rows - known.manifest.statistics["held_out"]) // self._tokens_recipe().copies
-            facts["steps"] = f"{total_steps(recipe.training, rows):,} of {recipe.training.examples} examples"
+            steps = total_steps(recipe.training, self._rows(known))
+            facts["steps"] = f"{steps:,} of {recipe.training.examples} examples"
         else:
             facts["steps"] = f"{recipe.training.steps or 'known once rows are tokenised'}"
         facts |= {
@@ -216,36 +229,6 @@ class _Job:
             "output": f"a model at {self.output}" + (" (published already)" if published else ""),
         }
         return Outcome(self.job.name, self.output, facts, published=False, reused=published is not None)
-
-    def _published_before(self) -> Model | None:
-        """The model at the output if it is what this run would make. Raises `ResumeRefused` if it is another."""
-        if not _published(self.output):
-            return None
-        model = artifacts.read_model(self.output)
-        found = model.manifest
-        if found.job != self.identity.job:
-            raise ResumeRefused(
-                f"{self.output} was published by another job, {found.job}.", "Choose another output=... or name=..."
-            )
-        for what, ours, theirs in (
-            ("recipe", self.identity.recipe_fingerprint, found.recipe_fingerprint),
-            ("input", self.identity.inputs_fingerprint, found.inputs_fingerprint),
-        ):
-            if ours != theirs:
-                raise Outdated(
-                    f"{self.output} was published from another {what}.",
-                    "Choose another name=... (or output=...), or add --fresh to set it aside and start over.",
-                )
-        return model
-
-    @contextmanager
-    def _interruptible(self) -> Iterator[None]:
-        try:
-            yield
-        except KeyboardInterrupt:
-            state = Checkpoints(self.home.path).latest()
-            kept = f"the checkpoint of step {state.steps:,} is kept" if state else "no checkpoint was due yet"
-            raise Interrupted(f"Interrupted; {kept}.", f"Resume with: {self.call.command}") from None
 
     def _outcome(self, model: Model, *, reused: bool) -> Outcome:
         state = Checkpoints(self.home.path).latest() or State()
@@ -271,13 +254,6 @@ class _Job:
             reused=reused,
             next_command=self.job.next_command(model.path),
         )
-
-
-def _published(output: UPath) -> bool:
-    try:
-        return artifacts.is_model(output)
-    except ArtifactError:  # an upload that was cut off: publishing takes it over
-        return False
 
 
 def _hash(*parts: str) -> str:

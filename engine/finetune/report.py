@@ -15,6 +15,7 @@ from engine.finetune.forecast import Memory
 from engine.finetune.loop import LOSS
 from engine.finetune.recipe import FineTuningRecipe
 from engine.finetune.reward import CALIBRATION, read_calibration
+from engine.finetune.tokenise import BIN
 from engine.observe import Report, Share, bottleneck, plots, read_metrics
 from engine.storage import is_local
 
@@ -98,7 +99,7 @@ def _calibration(report: Report, model: Model) -> None:
 def _data(report: Report, dataset: Dataset) -> None:
     counts, told = dataset.manifest.counts, dataset.manifest.statistics
     lengths = {int(length): count for length, count in told.get("lengths", {}).items()}
-    report.figure("Length of the examples", plots.histogram(lengths, "tokens", "examples"))
+    report.figure("Length of the examples", plots.histogram(lengths, "tokens", "examples", width=BIN))
     fate = {"learnt from": dataset.rows - told["held_out"], "held out": told["held_out"]}
     fate |= {name.removeprefix("dropped: "): count for name, count in counts.items() if name.startswith("dropped: ")}
     fate |= {"quarantined": counts["quarantined"]} if counts.get("quarantined") else {}

@@ -75,7 +75,10 @@ _ADDED = {
     "label": pa.float32(),
 }
 _KEPT = ("task", SOURCE_PART, SOURCE_ROW)
-_HISTOGRAM = 32
+OTHER_LABEL = "another label"
+"""Why a row is dropped whose label is none of the recipe's classes."""
+BIN = 32
+"""Lengths of examples are counted in steps of this."""
 
 GivenAway = Callable[[Sequence[str]], Mapping[str, int]]
 """Texts -> the names of what they hold and must not be trained on."""
@@ -129,7 +132,10 @@ def tokenizer_for(model: str, format: Format, options: TokenOptions) -> "PreTrai
     if format == "edits":
         add_diff_token(tokenizer)
     elif tokenizer.eos_token_id is None and format in ("programs", "text"):
-        raise SourceError(f"The tokenizer of {model} has no end-of-sequence token.", "Set its `eos_token`.")
+        raise SourceError(
+            f"The tokenizer of {model} has no end-of-sequence token.",
+            "Give a causal language model; if it is one, set its tokenizer's `eos_token`.",
+        )
     if options.bpe_dropout:
         BpeDropout(tokenizer.backend_tokenizer)
     return tokenizer
@@ -185,7 +191,7 @@ class Tokenise:
                 return [_Row(None, drop=each)]
         label = self._recipe.classes.get(str(row["label"])) if format == "labels" else None
         if format == "labels" and label is None:
-            return [_Row(None, drop="another label")]
+            return [_Row(None, drop=OTHER_LABEL)]
         # The pieces of a text are examples of their own; so many of anything else are copies of one.
         copy_of = (lambda at: 0) if format == "text" else (lambda at: at)
         return [
@@ -251,7 +257,7 @@ def statistics(table: pa.Table) -> dict[str, Any]:
         held += out
         tokens += len(ids)
         loss += Example(ids, list(zip(ranges[::2], ranges[1::2], strict=True))).loss_tokens
-        bin = str(len(ids) // _HISTOGRAM * _HISTOGRAM)
+        bin = str(len(ids) // BIN * BIN)
         lengths[bin] = lengths.get(bin, 0) + 1
     return {"tokens": tokens, "loss_tokens": loss, "held_out": held, "lengths": lengths}
 

@@ -43,9 +43,11 @@ def run_workers(
     parallel: ParallelOptions,
     restarts: int,
     stall_seconds: float,
+    steps: int | None = None,
     shown: Sequence[str] = ("loss", "held_out/loss"),
 ) -> None:
-    """Call `work(given)` in every worker, with Ray up, until it returns; `shown` are metrics for the progress bar.
+    """Call `work(given)` in every worker, with Ray up, until it returns. For the progress bar: there are
+    `steps` at most, and `shown` are metrics.
 
     Raises `HeadraceError`s, also what a worker raised.
     """
@@ -63,7 +65,7 @@ def run_workers(
             torch_config=TorchConfig(backend="nccl" if parallel.gpus else "gloo", timeout_s=int(max(stall_seconds, 1))),
             run_config=RunConfig(name=name, storage_path=scratch, failure_config=FailureConfig(max_failures=restarts)),
         )
-        error = _watched(trainer, home, stall_seconds, parallel, restarts, shown)
+        error = _watched(trainer, home, stall_seconds, parallel, restarts, steps, shown)
     if error:
         raise _named(error)
 
@@ -75,7 +77,13 @@ def _scaling(kind: Any, parallel: ParallelOptions) -> Any:
 
 
 def _watched(
-    trainer: Any, home: UPath, stall_seconds: float, parallel: ParallelOptions, restarts: int, shown: Sequence[str]
+    trainer: Any,
+    home: UPath,
+    stall_seconds: float,
+    parallel: ParallelOptions,
+    restarts: int,
+    steps: int | None,
+    shown: Sequence[str],
 ) -> dict[str, str] | None:
     """Wait for the training and show how far it is; what a worker had to say if it could not go on."""
     result: dict[str, Any] = {}
@@ -93,7 +101,7 @@ def _watched(
         (home / _FAILED).unlink()
     thread.start()
     done = _steps(home)
-    with Progress("train", None, "steps", done=done) as progress:
+    with Progress("train", steps, "steps", done=done) as progress:
         moved, newest = time.monotonic(), _last(read_metrics(home, newest=_NEWEST))
         while thread.is_alive():
             thread.join(_POLL_SECONDS)

@@ -9,7 +9,7 @@ from .inventory import (
     packaged_models,
     published_models,
 )
-from .loading import load_causal_lm, load_encoder, load_scorer, load_tokenizer, load_values
+from .loading import check_scorer, load_causal_lm, load_encoder, load_scorer, load_tokenizer, load_values
 from .logit_mix import LogitMix, Term
 from .packaged import PACKAGED
 from .pruning import kept_layers, prune_layers
@@ -28,6 +28,7 @@ __all__ = [
     "TransformersGenerator",
     "VllmGenerator",
     "cached_models",
+    "check_scorer",
     "convert_model",
     "describe_model",
     "fingerprint",

@@ -56,17 +56,24 @@ def load_scorer(reference: str, dtype: str = "float32", *, new_head: bool = Fals
 
     `new_head` puts one on any causal LM or encoder, drawn from torch's seed. Raises `SourceError`.
     """
-    from transformers import AutoConfig, AutoModelForSequenceClassification
+    from transformers import AutoModelForSequenceClassification
 
-    folder = resolve(reference)
+    if not new_head:
+        check_scorer(reference)
+    return _load(AutoModelForSequenceClassification, reference, dtype, new_head=new_head)
+
+
+def check_scorer(reference: str) -> None:
+    """Raise `SourceError` unless a model gives a text one number, by its configuration."""
+    from transformers import AutoConfig
+
     with _named("model", reference):
-        config = AutoConfig.from_pretrained(folder, **_SAFE)
-    if not new_head and (config.num_labels != 1 or not str(config.architectures).endswith("SequenceClassification']")):
+        config = AutoConfig.from_pretrained(resolve(reference), **_SAFE)
+    if config.num_labels != 1 or not str(config.architectures).endswith("SequenceClassification']"):
         raise SourceError(
             f"The model of {reference} gives a text no single score.",
             "Give one that `headrace reward-model` published.",
         )
-    return _load(AutoModelForSequenceClassification, reference, dtype, new_head=new_head)
 
 
 def load_values(reference: str, dtype: str = "float32") -> "PreTrainedModel":

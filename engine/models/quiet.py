@@ -39,6 +39,8 @@ def save_model(model: Any, tokenizer: Any, folder: Path, weights: dict[str, Any]
         model.save_pretrained(folder, state_dict=weights)
         if tokenizer is not None:
             tokenizer.save_pretrained(folder)
+    for weight in folder.glob("*.safetensors"):  # written for its owner alone; what is published is for all
+        weight.chmod(0o644)
 
 
 def _no_report(record: logging.LogRecord) -> bool:

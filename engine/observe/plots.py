@@ -59,15 +59,18 @@ _MOST_POINTS = 2000
 _MOST_LETTERS = 40
 
 
-def histogram(counts: Mapping[int, int], xlabel: str, ylabel: str, marks: Mapping[str, float] | None = None) -> str:
-    """How often each whole number occurs; a range wider than 60 is gathered into bins of equal width.
+def histogram(
+    counts: Mapping[int, int], xlabel: str, ylabel: str, marks: Mapping[str, float] | None = None, *, width: int = 1
+) -> str:
+    """How often each whole number occurs; a range wider than 60 bars is gathered into bins of equal width.
 
+    `width`: each number stands for so many, from itself on, counted together before.
     `marks` are places on the horizontal axis, each a dashed line with its name.
     """
 
     def draw(axes: Any) -> None:
         low, high = min(counts), max(counts)
-        step = math.ceil((high - low + 1) / _MOST_BARS) if high - low >= _MOST_BARS else 1
+        step = max(math.ceil((high - low + width) / _MOST_BARS / width), 1) * width
         bins: dict[int, int] = {}
         for value, count in counts.items():
             bins[(value - low) // step] = bins.get((value - low) // step, 0) + count

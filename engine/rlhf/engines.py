@@ -57,13 +57,14 @@ class RolloutEngine(Protocol):
 
 class VllmRollout:
     """vLLM in this process (`engine.models.generation.start_vllm`); at a temperature, log-probabilities are those of
-    the distribution it draws from."""
+    the distribution it draws from. `native` prepares it for vLLM's own transfer of weights (`engine.rlhf.native`)."""
 
-    def __init__(self, model: str, *, at_once: int, longest: int) -> None:
+    def __init__(self, model: str, *, at_once: int, longest: int, native: str | None = None) -> None:
         tokenizer, folder = load_tokenizer(model), resolve(model)
         self._ends = sorted(end_tokens(folder, tokenizer))
+        more: dict[str, Any] = {"weight_transfer_config": {"backend": native}} if native else {}
         self.engine, self.longest = start_vllm(
-            folder, at_once=at_once, longest=longest, logprobs_mode="processed_logprobs"
+            folder, at_once=at_once, longest=longest, logprobs_mode="processed_logprobs", **more
         )
 
     def generate(self, prompts: Sequence[list[int]], seeds: Sequence[int], drawing: Drawing) -> list[Written]:
@@ -191,9 +192,11 @@ class TransformersRollout:
         self.model.load_state_dict(dict(weights), strict=False)
 
 
-def make_engine(kind: str, model: str, *, at_once: int, longest: int, gpus: float = 0) -> RolloutEngine:
+def make_engine(
+    kind: str, model: str, *, at_once: int, longest: int, gpus: float = 0, native: str | None = None
+) -> RolloutEngine:
     """The engine that the options ask for, loaded in this process. Raises `SourceError`."""
     if kind == "vllm":
-        return VllmRollout(model, at_once=at_once, longest=longest)
+        return VllmRollout(model, at_once=at_once, longest=longest, native=native)
     placed = {"dtype": "bfloat16", "device": "cuda"} if gpus else {}
     return TransformersRollout(model, at_once=at_once, longest=longest, **placed)

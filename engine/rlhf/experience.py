@@ -1,6 +1,6 @@
 """A step's responses: what was drawn, by which version of the weights, and where it is kept.
 
-    RUN/rollouts/step-00000012.parquet      what step 12 learns from, written before it does
+    RUN/rollouts/step-00000012.parquet      what step 12 learns from, written before it does, with its scores
     RUN/held_out/step-00000020.parquet      answers to held-out prompts after 20 steps, with their scores
 
 A row is named by (epoch, prompt, number): the ledger of what was consumed is these files, one for each step and each
@@ -11,7 +11,7 @@ Shapes: B responses, T tokens of the longest.
 
 import io
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import numpy as np
@@ -23,6 +23,7 @@ from engine.rlhf.segmenters import Bools, Floats, Ints
 from engine.storage import make_directory, replace
 
 _FOLDERS = {False: "rollouts", True: "held_out"}
+_SCORE = "score: "
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,11 +43,13 @@ class Response:
 
 @dataclass(frozen=True)
 class Experience:
-    """The responses of a step, and the version of the weights that they come from."""
+    """The responses of a step, the version of the weights that they come from, and, once there are, what they are
+    worth: the sum ("reward") and each one's own."""
 
     step: int
     version: int
     responses: list[Response]
+    scores: dict[str, list[float]] = field(default_factory=dict)
 
     def written(self) -> Bools:
         """Where tokens are, (B, T)."""
@@ -72,37 +75,33 @@ class Experience:
     @classmethod
     def from_json(cls, said: Mapping[str, Any]) -> "Experience":
         """What `to_json` gave."""
-        return cls(said["step"], said["version"], [Response(**each) for each in said["responses"]])
+        return cls(said["step"], said["version"], [Response(**each) for each in said["responses"]], said["scores"])
 
 
-def write_step(
-    home: UPath, experience: Experience, *, held_out: bool = False, scores: Mapping[str, Sequence[float]] | None = None
-) -> None:
-    """Keep a step's responses, with scores by name where there are any; whole or not at all."""
+def write_step(home: UPath, experience: Experience, *, held_out: bool = False) -> None:
+    """Keep a step's responses and their scores; whole or not at all."""
     rows = [{**asdict(each), "version": experience.version} for each in experience.responses]
-    for name, values in (scores or {}).items():
-        rows = [{**row, f"score: {name}": value} for row, value in zip(rows, values, strict=True)]
+    for name, values in experience.scores.items():
+        rows = [{**row, f"{_SCORE}{name}": value} for row, value in zip(rows, values, strict=True)]
     body = io.BytesIO()
     pq.write_table(pa.Table.from_pylist(rows), body, compression="zstd")
     make_directory(home / _FOLDERS[held_out])
     replace(_path(home, experience.step, held_out), body.getvalue())
 
 
-def read_step(home: UPath, step: int) -> Experience | None:
+def read_step(home: UPath, step: int, *, held_out: bool = False) -> Experience | None:
     """The responses of a step; None where they were not drawn yet."""
-    path = _path(home, step, False)
+    path = _path(home, step, held_out)
     if not path.exists():
         return None
     rows = pq.read_table(io.BytesIO(path.read_bytes())).to_pylist()
+    names = [name for name in rows[0] if name.startswith(_SCORE)]
     return Experience(
-        step, rows[0].pop("version"), [Response(**{name: row[name] for name in Response.__slots__}) for row in rows]
+        step,
+        rows[0]["version"],
+        [Response(**{name: row[name] for name in Response.__slots__}) for row in rows],
+        {name.removeprefix(_SCORE): [row[name] for row in rows] for name in names},
     )
-
-
-def read_held_out(home: UPath, step: int) -> list[dict[str, Any]]:
-    """The answers to held-out prompts after so many steps, with scores (`score: NAME`); empty if there are none."""
-    path = _path(home, step, True)
-    return pq.read_table(io.BytesIO(path.read_bytes())).to_pylist() if path.exists() else []
 
 
 def text_offsets(tokenizer: Any, ids: Sequence[int], width: int) -> tuple[str, Ints]:

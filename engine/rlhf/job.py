@@ -11,29 +11,33 @@ Left out: what a worker does (`engine.rlhf.work`) and the recipe's keys. Called 
 import hashlib
 import json
 import os
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from typing import Any
+
+from upath import UPath
 
 from engine import artifacts
 from engine.artifacts import Model
 from engine.cluster import session
 from engine.corpus.ledger import Identity, Ledger
 from engine.corpus.transform import room
-from engine.errors import ArtifactError, Interrupted, Outdated, RecipeError, ResumeRefused
+from engine.errors import RecipeError
 from engine.finetune.checkpoints import Checkpoints, State
+from engine.finetune.reruns import interruptible, is_published, published_before
 from engine.finetune.workers import run_workers
-from engine.models import fingerprint, load_tokenizer, portable, resolve
-from engine.observe import Stopwatch, configure_logging
+from engine.models import check_scorer, fingerprint, load_tokenizer, portable, resolve
+from engine.observe import Stopwatch, configure_logging, read_metrics
 from engine.resources import Demand, capacity, preflight, usable_cpus
-from engine.rlhf.prompts import gather, write_prompts
+from engine.rlhf.gains import gains
+from engine.rlhf.memory import needs
+from engine.rlhf.prompts import check_same, gather, write_prompts
 from engine.rlhf.recipe import RlhfRecipe
 from engine.rlhf.report import HINTS, write_report
 from engine.rlhf.rewards import make_reward
 from engine.rlhf.rollouts import start_engines
 from engine.rlhf.work import Assignment, ScorerActor, critic_place, train_worker
 from engine.runs import Invocation, Outcome, Run, set_aside
-from engine.storage import writable
+from engine.storage import locate, writable
 
 _SCORER_CPUS = 0.25
 _SHOWN = ("reward", "kl", "held_out/reward")
@@ -55,16 +59,24 @@ class _Job:
         with self.watch.phase("plan"):
             self.base = fingerprint(resolve(recipe.model))
             self._check_layers()
+            self.needs = needs(recipe)
             for reward in (*recipe.rewards, *recipe.watched):
-                if reward.kind != "model":
-                    make_reward(reward)  # what is wrong with one is told here, before Ray starts
+                # What is wrong with one is told here, before Ray starts.
+                if reward.model and reward.kind == "model":
+                    check_scorer(reward.model)
+                else:
+                    make_reward(reward)
             self.gathered = gather(recipe.prompts, load_tokenizer(recipe.model), recipe.seed)
+            if recipe.rollout.recorded:
+                check_same(locate(recipe.rollout.recorded), self.gathered)
         named = [each.model for each in (*recipe.rewards, *recipe.watched)] + [recipe.critic.model]
-        models = [fingerprint(resolve(each)) for each in named if each]
+        self.models = {each: fingerprint(resolve(each)) for each in named if each}
         self.identity = Identity(
             job="rlhf",
             recipe_fingerprint=recipe.fingerprint(),
-            inputs_fingerprint=_hash(self.gathered.fingerprint, self.base, *models),
+            inputs_fingerprint=_hash(
+                self.gathered.fingerprint, self.base, *(self.models[each] for each in named if each)
+            ),
             shards=0,
         )
 
@@ -76,15 +88,15 @@ class _Job:
             Ledger(self.home.path).check_free()
             set_aside(self.home.path)
             for place in (self.output, critic_place(self.output)) if self.recipe.output else ():
-                if _published(place):
+                if is_published(place):
                     set_aside(place)
-        if published := self._published_before():
+        if published := published_before(self.output, self.identity, self._changed):
             return self._outcome(published, reused=True)
         ledger = Ledger(self.home.path)
-        ledger.identify(self.identity, self.recipe.model_dump(mode="json"), {"model": self.base})
+        ledger.identify(self.identity, *self._origin())
         with ExitStack() as stack:
             stack.enter_context(ledger.claimed())
-            stack.enter_context(self._interruptible())
+            stack.enter_context(interruptible(self.home.path, self.call.command))
             self.home.open()
             configure_logging(self.home.path)
             write_prompts(self.home.path, self.gathered)
@@ -112,9 +124,9 @@ class _Job:
 
         recipe = self.recipe
         engines: list[Any] = []
-        if recipe.rollout.engine == "vllm":
+        if recipe.rollout.with_actors:
             longest = recipe.prompts.window + recipe.rollout.max_tokens
-            engines = start_engines(recipe.rollout, recipe.model, longest, self._threads)
+            engines = start_engines(recipe.rollout, recipe.model, longest, self._threads, recipe.dtype)
         # A reward function may lie here, or where the driver finds it.
         found = os.pathsep.join(filter(None, (os.getcwd(), os.environ.get("PYTHONPATH"))))
         environment = {"env_vars": {"PYTHONPATH": found}}
@@ -130,6 +142,7 @@ class _Job:
                 parallel=recipe.parallel,
                 restarts=recipe.learning.restarts,
                 stall_seconds=recipe.stall_seconds,
+                steps=recipe.learning.steps,
                 shown=_SHOWN,
             )
         finally:
@@ -157,15 +170,29 @@ class _Job:
     def _demands(self) -> list[Demand]:
         recipe, parallel = self.recipe, self.recipe.parallel
         key = "parallel.fewest" if parallel.fewest else "parallel.workers"
-        found = [Demand("training workers", parallel.least, parallel.cpus, parallel.gpus, key=key)]
-        if recipe.rollout.engine == "vllm":
+        # What a GPU holds is not taken from main memory, and how much it has Ray cannot say.
+        memory = 0 if parallel.gpus else self.needs.learner
+        found = [Demand("training workers", parallel.least, parallel.cpus, parallel.gpus, memory, key)]
+        if recipe.rollout.with_actors:
             options = recipe.rollout
-            found.append(Demand("engines", options.engines, options.share, options.gpus, key="rollout.engines"))
+            memory = 0 if options.gpus else self.needs.engine
+            found.append(Demand("engines", options.engines, options.share, options.gpus, memory, "rollout.engines"))
         return [*found, Demand("rewards", 1, _SCORER_CPUS)]
+
+    def _origin(self) -> tuple[dict[str, Any], dict[str, str]]:
+        """What the run is made from, by name, to tell what has changed."""
+        return self.recipe.model_dump(mode="json"), {
+            **self.models,
+            "model": self.base,
+            "prompts": self.gathered.fingerprint,
+        }
+
+    def _changed(self) -> str:
+        return Ledger(self.home.path).changed(self.identity, *self._origin())
 
     def _forecast(self) -> Outcome:
         recipe, rollout = self.recipe, self.recipe.rollout
-        published = None if self.call.fresh else self._published_before()
+        published = None if self.call.fresh else published_before(self.output, self.identity, self._changed)
         preflight(self._demands(), room(self.call.address))
         held_out = sum(self.gathered.table["held_out"].to_pylist())
         count = rollout.prompts * rollout.samples
@@ -175,49 +202,24 @@ class _Job:
             "a step": f"{count:,} responses of at most {rollout.max_tokens:,} tokens,"
             f" {recipe.learning.epochs * recipe.learning.minibatches} updates",
             "steps": f"{recipe.learning.steps:,}",
+            "memory of a learner": str(self.needs),
             "demand": "; ".join(str(each) for each in self._demands()),
             "output": f"a model at {self.output}" + (" (published already)" if published else ""),
         }
         return Outcome("rlhf", self.output, facts, published=False, reused=published is not None)
-
-    def _published_before(self) -> Model | None:
-        """The model at the output if it is what this run would make. Raises `ResumeRefused` if it is another."""
-        if not _published(self.output):
-            return None
-        model = artifacts.read_model(self.output)
-        found = model.manifest
-        if found.job != "rlhf":
-            raise ResumeRefused(
-                f"{self.output} was published by another job, {found.job}.", "Choose another output=... or name=..."
-            )
-        for what, ours, theirs in (
-            ("recipe", self.identity.recipe_fingerprint, found.recipe_fingerprint),
-            ("input", self.identity.inputs_fingerprint, found.inputs_fingerprint),
-        ):
-            if ours != theirs:
-                raise Outdated(
-                    f"{self.output} was published from another {what}.",
-                    "Choose another name=... (or output=...), or add --fresh to set it aside and start over.",
-                )
-        return model
-
-    @contextmanager
-    def _interruptible(self) -> Iterator[None]:
-        try:
-            yield
-        except KeyboardInterrupt:
-            state = Checkpoints(self.home.path).latest()
-            kept = f"the checkpoint of step {state.steps:,} is kept" if state else "no checkpoint was due yet"
-            raise Interrupted(f"Interrupted; {kept}.", f"Resume with: {self.call.command}") from None
 
     def _outcome(self, model: Model, *, reused: bool) -> Outcome:
         state = Checkpoints(self.home.path).latest() or State()
         metrics = model.manifest.metrics
         before = state.measured[0].values if state.measured else {}
         facts = {"steps": f"{state.steps:,} ({state.ended})"}
+        compared = {each.name: each for each in gains(self.home.path, state.steps)}
         for name, value in sorted(metrics.items()):
-            first = before.get(name.removeprefix("held-out "))
-            facts[name] = f"{value:.4f}" + ("" if first is None else f" (before: {first:.4f})")
+            short = name.removeprefix("held-out ")
+            gain, first = compared.get(short.removeprefix("reward/")), before.get(short)
+            facts[name] = str(gain) if gain else f"{value:.4f}" + ("" if first is None else f" (before: {first:.4f})")
+        if self.recipe.rollout.recorded:
+            facts["against the recording"] = _compared(self.home.path, locate(self.recipe.rollout.recorded))
         report = self.home.path / "report.html"
         if not (reused and report.exists()):
             with self.watch.phase("report"):
@@ -230,7 +232,8 @@ class _Job:
             HINTS,
             report,
             reused=reused,
-            next_command=f"headrace evaluate jobs/recipes/evaluate_smoke.yaml model={model.path}",
+            next_command="headrace evaluate jobs/recipes/evaluate_smoke.yaml"
+            f" name=rlhf-{self.recipe.name} model={model.path}",
         )
 
 
@@ -240,20 +243,25 @@ def _portable(recipe: RlhfRecipe) -> RlhfRecipe:
     def moved(each: Any) -> Any:
         return each.model_copy(update={"model": portable(each.model)}) if each.model else each
 
+    recorded = recipe.rollout.recorded
     update = {
         "model": portable(recipe.model),
         "rewards": [moved(each) for each in recipe.rewards],
         "watched": [moved(each) for each in recipe.watched],
         "critic": moved(recipe.critic),
+        "rollout": recipe.rollout.model_copy(update={"recorded": recorded and portable(recorded)}),
     }
     return recipe.model_copy(update=update)
 
 
-def _published(output: Any) -> bool:
-    try:
-        return artifacts.is_model(output)
-    except ArtifactError:  # an upload that was cut off: publishing takes it over
-        return False
+def _compared(home: UPath, record: UPath) -> str:
+    """How far the losses of a training are from those of the one that was recorded."""
+    ours, theirs = (
+        {line["step"]: line["policy_loss"] for line in read_metrics(each) if "policy_loss" in line}
+        for each in (home, record)
+    )
+    apart = [abs(ours[step] - theirs[step]) for step in ours.keys() & theirs.keys()]
+    return f"losses of {len(apart):,} steps differ by {max(apart, default=0.0):.2g} at most"
 
 
 def _listed(counts: Any) -> str:

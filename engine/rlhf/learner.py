@@ -96,17 +96,17 @@ class PolicyLearner:
         optimiser: OptimiserOptions,
         parallel: ParallelOptions,
         seed: int,
+        bf16: bool = False,
     ) -> None:
         self.policy, self.critic = policy, critic
         self._learning, self._macro, self._critic_options, self._seed = learning, macro, critic_options, seed
         self._capacity = parallel.tokens_per_device
         updates = learning.steps * learning.epochs * learning.minibatches
-        half = learning.dtype == "bfloat16"
-        self._actor = Learner(policy, optimiser, parallel, updates, bf16=half, name="policy-")
+        self._actor = Learner(policy, optimiser, parallel, updates, bf16=bf16, name="policy-")
         self._critic: Learner | None = None
         if critic is not None:
             rate = optimiser.model_copy(update={"learning_rate": critic_options.learning_rate})
-            self._critic = Learner(critic, rate, parallel, updates, bf16=half and critic.own_body, name="critic-")
+            self._critic = Learner(critic, rate, parallel, updates, bf16=bf16 and critic.own_body, name="critic-")
         self._minibatches: list[list[_Row]] = []
         self._samples: Sequence[Sample] = ()
         self._told: dict[str, Tensor] = {}

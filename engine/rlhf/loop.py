@@ -22,7 +22,7 @@ import contextlib
 import time
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, Protocol
@@ -48,8 +48,9 @@ from engine.rlhf.report import MACRO
 from engine.rlhf.rewards import Answer
 from engine.rlhf.rollouts import Probe, Rollouts
 from engine.rlhf.segmenters import Floats
+from engine.storage import locate
 
-_KL = "kl coefficient"
+_KL, _SUM = "kl coefficient", "reward"
 _PROBE = "The quick brown fox jumps over the lazy dog, and 12 + 30 = 42."
 
 
@@ -96,6 +97,8 @@ class Loop:
         self.spent: dict[str, float] = {}
         self._ahead: Future[Experience] | None = None
         self._version = state.steps
+        recorded = self.recipe.rollout.recorded
+        self._record = locate(recorded) if recorded else None
         self._kept: set[int] = set()
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="rollouts")
 
@@ -152,10 +155,16 @@ class Loop:
         looked = self.learner.look()
         written = experience.written()
         apart = float(np.abs(looked.logp - experience.logprobs())[written].mean()) if written.any() else 0.0
-        if step not in self._kept and experience.version == step and apart > self.recipe.guards.mismatch:
+        if self._record is not None and experience.version == step and apart > self.recipe.mismatch:
+            raise HeadraceError(
+                f"The responses of step {step + 1:,} in {self._record} are not this policy's: log-probabilities differ"
+                f" by {apart:.3g} on average (guards.mismatch is {self.recipe.mismatch:g}).",
+                "What was recorded is learnt from again only with the model, seed and settings of then.",
+            )
+        if step not in self._kept and experience.version == step and apart > self.recipe.mismatch:
             raise HeadraceError(
                 f"Engine and learner disagree about the same tokens of step {step + 1:,}: log-probabilities differ"
-                f" by {apart:.3g} on average (guards.mismatch is {self.recipe.guards.mismatch:g}).",
+                f" by {apart:.3g} on average (guards.mismatch is {self.recipe.mismatch:g}).",
                 "Likely causes: another number format, another temperature, stale weights, or another template.",
             )
         return looked
@@ -164,12 +173,15 @@ class Loop:
         """The responses' scores, (B,), and the mean of each reward."""
 
         def scored() -> Any:
-            assert self.seats.scorer
-            responses = experience.responses
-            sums, apart = self.seats.scorer.scores(
-                [self._answer(self._prompt(each), each) for each in responses], False
-            )
-            return [sums, {name: float(np.mean(values)) for name, values in apart.items()}]
+            scores = experience.scores
+            if not scores:
+                assert self.seats.scorer
+                answers = [self._answer(self._prompt(each), each) for each in experience.responses]
+                sums, apart = self.seats.scorer.scores(answers, False)
+                scores = {_SUM: sums, **apart}
+                write_step(self.seats.home, replace(experience, scores=scores))
+            means = {name: float(np.mean(values)) for name, values in scores.items() if name != _SUM}
+            return [scores[_SUM], means]
 
         sums, apart = self._by_first(scored)
         missing = self.recipe.learning.missing_end
@@ -180,6 +192,8 @@ class Loop:
 
     def sync(self) -> None:
         """Give the engines the learner's weights, and see that they compute with them."""
+        if self._record is not None:
+            return
         ids = self.seats.tokenizer(_PROBE, add_special_tokens=False)["input_ids"]
         logprobs = self.learner.logprobs(ids)
         weights = self.learner.weights()
@@ -189,7 +203,7 @@ class Loop:
             if self._ahead:
                 self._ahead.result()  # nothing is drawn while weights change
             assert weights is not None
-            probe = Probe(ids, logprobs, self.recipe.guards.probe)
+            probe = Probe(ids, logprobs, self.recipe.probe)
             self.seats.rollouts.sync(self.state.steps, self.seats.for_engines(weights), probe)
             return None
 
@@ -199,7 +213,7 @@ class Loop:
     def evaluate(self, metrics: MetricsWriter | None) -> None:
         """Responses to the held-out prompts, and what they are worth."""
         prompts, options = self.seats.prompts.held_out, self.recipe.prompts
-        if not prompts:
+        if not prompts or self._record is not None:
             return
         step = self.state.steps
         asked = [(at, number) for at in range(len(prompts)) for number in range(options.measured_samples)]
@@ -217,17 +231,18 @@ class Loop:
                 Answer(prompts[each.prompt].text, each.text, prompts[each.prompt].reference) for each in responses
             ]
             sums, apart = self.seats.scorer.scores(answers, True)
-            return [Experience(step, self._version, responses).to_json(), sums, apart]
+            return Experience(step, self._version, responses, {_SUM: sums, **apart}).to_json()
 
-        found, sums, apart = self._by_first(answered)
-        experience = Experience.from_json(found)
+        experience = Experience.from_json(self._by_first(answered))
         self.learner.prepare([Sample(prompts[each.prompt].ids, each.ids) for each in experience.responses], step)
         looked = self.learner.look()
         words = [each.text.split() for each in experience.responses]
         pairs = [pair for some in words for pair in pairwise(some)]
         values = {
-            "reward": float(np.mean(sums)),
-            **{f"reward/{name}": float(np.mean(each)) for name, each in apart.items()},
+            **{
+                name if name == _SUM else f"reward/{name}": float(np.mean(each))
+                for name, each in experience.scores.items()
+            },
             "kl": float((looked.logp - looked.reference).sum(1).mean()),
             "length": float(experience.written().sum(1).mean()),
             "distinct_2": len(set(pairs)) / max(len(pairs), 1),
@@ -235,7 +250,7 @@ class Loop:
         measured = Measured(step=step, values={"loss": -values["reward"], **values})
         self.state = self.state.model_copy(update={"measured": (*self.state.measured, measured)})
         if self.rank == 0:
-            write_step(self.seats.home, experience, held_out=True, scores={"reward": sums, **apart})
+            write_step(self.seats.home, experience, held_out=True)
             if metrics:
                 metrics.log(step, **{f"held_out/{name}": value for name, value in values.items()})
 
@@ -261,10 +276,15 @@ class Loop:
 
     def _drawn(self, step: int, version: int) -> Experience:
         """A step's responses as an earlier attempt has drawn them, if they are no older than they may be."""
-        kept = read_step(self.seats.home, step)
+        kept = read_step(self.seats.home if self._record is None else self._record, step)
         if kept is not None and step - self._behind <= kept.version <= step:
             self._kept.add(step)
             return kept
+        if self._record is not None:
+            raise HeadraceError(
+                f"{self._record} holds no responses of step {step + 1:,} that could be learnt from.",
+                "Set learning.steps to as many as it has, and rollout.asynchronous as it was.",
+            )
         return self._draw(step, version)
 
     def _draw(self, step: int, version: int) -> Experience:

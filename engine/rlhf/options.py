@@ -74,8 +74,8 @@ class LearningOptions(Section):
     """Give the advantages of a step mean 0 and standard deviation 1."""
     missing_end: float | None = None
     """Score of a response that did not end by itself, whatever it says; unset: as it is scored."""
-    dtype: Literal["float32", "bfloat16"] = "float32"
-    """Number format of weights and activations."""
+    dtype: Literal["float32", "bfloat16"] | None = None
+    """Number format of weights and activations; bfloat16 on GPUs and float32 without them if not given."""
     measure_every: int = Field(10, ge=1)
     """Steps between two looks at the held-out prompts."""
     checkpoint_every: int = knob(10, ge=1)
@@ -125,8 +125,22 @@ class RolloutOptions(Section):
     """Draw the next step's responses while this one is learnt from: from weights one update behind, corrected for."""
     importance_cap: float = Field(2.0, ge=1)
     """asynchronous: most that a token's ratio of new to old policy weighs."""
+    transport: Literal["object_store", "nccl", "ipc"] = knob("object_store")
+    """How weights get to engines in actors: Ray's object store; from GPU to GPU by vLLM's own transfer, over NCCL or,
+    where learner and engine share a GPU, CUDA IPC."""
+    sync: Literal["merged", "adapter"] = knob("merged")
+    """With LoRA, what is sent: whole matrices with the adapter added, or the adapter alone, which the engine's process
+    then adds to the model's own."""
+    recorded: str | None = None
+    """A run directory of this job whose responses and scores are learnt from again: nothing is drawn, and there is no
+    engine."""
     stall_seconds: float = knob(600, gt=0)
     """Longest wait for an engine."""
+
+    @property
+    def with_actors(self) -> bool:
+        """Whether engines have actors of their own."""
+        return self.engine == "vllm" and not self.recorded
 
     @property
     def share(self) -> float:
@@ -137,10 +151,11 @@ class RolloutOptions(Section):
 class GuardOptions(Section):
     """When to stop rather than learn something wrong."""
 
-    mismatch: float = Field(0.05, gt=0)
-    """Largest mean difference of log-probabilities between engine and learner on the first step's responses."""
-    probe: float = Field(0.02, gt=0)
-    """Largest difference on a fixed text after each sync."""
+    mismatch: float | None = Field(None, gt=0)
+    """Largest mean difference of log-probabilities between engine and learner on the first step's responses; 0.05 in
+    float32 and 0.1 in bfloat16 if not given."""
+    probe: float | None = Field(None, gt=0)
+    """Largest difference on a fixed text after each sync; 0.02 in float32 and 0.3 in bfloat16 if not given."""
     max_kl: float | None = Field(None, gt=0)
     """Stop when responses are so many nats from the reference on average."""
     min_entropy: float | None = Field(None, gt=0)

@@ -19,7 +19,7 @@ from engine import artifacts
 from engine.artifacts import Parent
 from engine.corpus.marks import unmarked
 from engine.corpus.plan import make_plan
-from engine.errors import SourceError
+from engine.errors import RecipeError, SourceError
 from engine.evaluation.questions import seed_of
 from engine.evaluation.styles import chat_ids
 from engine.finetune.formats import encoder
@@ -105,6 +105,16 @@ def write_prompts(home: UPath, gathered: Gathered) -> None:
     body = io.BytesIO()
     pq.write_table(gathered.table, body, compression="zstd")
     replace(home / FILE, body.getvalue())
+
+
+def check_same(home: UPath, gathered: Gathered) -> None:
+    """Raise `RecipeError` unless the run in `home` had these prompts."""
+    if not (home / FILE).exists():
+        raise RecipeError(f"{home} is no run of rlhf: it holds no {FILE}.", "Give a directory such as runs/rlhf/NAME.")
+    if not pq.read_table(io.BytesIO((home / FILE).read_bytes())).equals(gathered.table):
+        raise RecipeError(
+            f"The responses in {home} are to other prompts.", "Give prompts and seed as in the recipe it was made with."
+        )
 
 
 def read_prompts(home: UPath, measured: int) -> Prompts:

@@ -90,9 +90,36 @@ class RlhfRecipe(Recipe):
             raise ValueError(
                 "rollout.engine: transformers is one engine in the first learner; leave out engines and gpus"
             )
+        if self.rollout.sync == "adapter" and not (self.lora and self.rollout.engine == "vllm"):
+            raise ValueError("rollout.sync: adapter is for LoRA beside vLLM; leave it out")
+        if self.rollout.transport != "object_store":
+            if not self.rollout.gpus or not self.parallel.gpus:
+                raise ValueError(
+                    f"rollout.transport: {self.rollout.transport} goes from GPU to GPU; set rollout.gpus and"
+                    " parallel.gpus, or leave it out"
+                )
+            if self.rollout.sync == "adapter":
+                raise ValueError(f"rollout.transport: {self.rollout.transport} sends whole matrices; leave out sync")
         if self.critic.model and self.critic.kind == "head":
             raise ValueError("critic.model is for critic.kind: model; a head reads the reference's states")
         names = [each.label for each in (*self.rewards, *self.watched)]
+        if "reward" in names:
+            raise ValueError("the sum of all is called reward; give that one another name")
         if len(set(names)) < len(names):
             raise ValueError("two of rewards and watched have the same name; give each a name of its own")
         return self
+
+    @property
+    def dtype(self) -> str:
+        """Number format of weights and activations."""
+        return self.learning.dtype or ("bfloat16" if self.parallel.gpus else "float32")
+
+    @property
+    def mismatch(self) -> float:
+        """Largest mean difference between engine and learner on the first step's responses."""
+        return self.guards.mismatch or (0.05 if self.dtype == "float32" else 0.1)
+
+    @property
+    def probe(self) -> float:
+        """Largest difference on a fixed text after a sync."""
+        return self.guards.probe or (0.02 if self.dtype == "float32" else 0.3)

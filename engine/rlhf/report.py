@@ -12,7 +12,8 @@ from engine.artifacts import Model
 from engine.config import write_yaml
 from engine.finetune.checkpoints import State
 from engine.observe import Report, Share, bottleneck, duration, plots, read_metrics
-from engine.rlhf.experience import read_held_out
+from engine.rlhf.experience import read_step
+from engine.rlhf.gains import gains
 from engine.rlhf.prompts import read_prompts
 from engine.rlhf.recipe import RlhfRecipe
 
@@ -42,6 +43,12 @@ def write_report(path: UPath, recipe: RlhfRecipe, model: Model, state: State, sh
     report = Report(f"headrace rlhf: {recipe.name}", f"a model at {model.path}")
     report.facts({"steps": state.steps, "time in steps": duration(state.seconds), **model.manifest.metrics})
     report.text("How it ended", f"{state.ended[:1].upper()}{state.ended[1:]}.")
+    if found := gains(home, state.steps):
+        rows = []
+        for each in found:
+            numbers = (f"{value:.3f}" for value in (each.before, each.after, each.low, each.high))
+            rows.append((each.name, *numbers, f"{each.p:.1g}"))
+        report.table("Held-out prompts", ["score", "before", "after", "difference from", "to (95 %)", "p"], rows)
     lines: dict[int, dict[str, Any]] = {}
     for line in read_metrics(home):  # a resume repeats steps: the later line holds
         lines[line["step"]] = {**lines.get(line["step"], {}), **line}
@@ -73,15 +80,17 @@ def _curve(report: Report, lines: Mapping[int, Mapping[str, Any]], name: str, ti
 
 def _answers(report: Report, home: UPath, state: State, measured: int) -> None:
     """Answers to the same held-out prompts before the first step and after the last, side by side."""
-    before, after = read_held_out(home, 0), read_held_out(home, state.steps)
+    before, after = (read_step(home, step, held_out=True) for step in (0, state.steps))
+    if before is None or after is None:
+        return
     prompts = read_prompts(home, measured).held_out
-    later = {(row["prompt"], row["number"]): row for row in after}
+    later = {(each.prompt, each.number): at for at, each in enumerate(after.responses)}
     rows = []
-    for row in before[:_SHOWN]:
-        then = later.get((row["prompt"], row["number"]))
-        if then:
-            scores = f"{row['score: reward']:.2f}", f"{then['score: reward']:.2f}"
-            rows.append((prompts[row["prompt"]].text, row["text"], scores[0], then["text"], scores[1]))
+    for at, each in enumerate(before.responses[:_SHOWN]):
+        then = later.get((each.prompt, each.number))
+        if then is not None:
+            scores = (f"{some.scores['reward'][place]:.2f}" for some, place in ((before, at), (after, then)))
+            rows.append((prompts[each.prompt].text, each.text, next(scores), after.responses[then].text, next(scores)))
     if rows:
         report.table("Before and after", ["prompt", "before", "reward", "after", "reward"], rows)
 

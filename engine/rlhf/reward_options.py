@@ -33,6 +33,8 @@ class RewardOptions(Section):
     """model: prompt and response, or the response alone."""
     window: int = Field(512, ge=2)
     """model: tokens that it reads, from the beginning."""
+    probability: bool = False
+    """model: score by the probability that its output stands for (the logistic function of it), not by that output."""
     function: str | None = None
     """function: `package.module:name`, called with prompts, responses and references (lists), giving a number each."""
     url: str | None = None

@@ -4,29 +4,28 @@
     function   the user's own, by import path
     http       an endpoint, asked again until patience runs out
     code       tests in the sandbox (`engine.rlhf.code_reward`)
-    verifier   a task of reasoning-gym
+    verifier   a task of reasoning-gym (`engine.rlhf.verifier`)
 
 A reward that cannot score ends the run with one sentence: a made-up number would be learnt from. Left out: credit
 (`engine.rlhf.credit`), and the actor that holds them. Called by the loop, through that actor.
 """
 
 import importlib
-import json
 import math
 import os
-import re
 import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from engine.errors import HeadraceError, RecipeError, SourceError, redact
+from scipy.special import expit
+
+from engine.errors import HeadraceError, RecipeError, redact
 from engine.retries import Infrastructure, Patience
 from engine.rlhf.reward_options import RewardOptions
 
 _BUSY = (408, 409, 425, 429)
-_ANSWER = re.compile(r"<answer>(.*?)</answer>", re.DOTALL)
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,8 +77,12 @@ def make_reward(options: RewardOptions) -> Reward:
         from engine.rlhf.code_reward import CodeReward
 
         return CodeReward(options.sandbox)
+    if options.kind == "verifier":
+        from engine.rlhf.verifier import VerifierReward
+
+        return VerifierReward(options)
     kinds: dict[str, Callable[[RewardOptions], Reward]] = {
-        "model": ModelReward, "function": FunctionReward, "http": HttpReward, "verifier": VerifierReward,
+        "model": ModelReward, "function": FunctionReward, "http": HttpReward,
     }  # fmt: skip
     return kinds[options.kind](options)
 
@@ -91,13 +94,14 @@ class ModelReward:
         from engine.evaluation import RewardModel
 
         assert options.model
-        self._both = options.reads == "both"
+        self._both, self._probability = options.reads == "both", options.probability
         self._model = RewardModel(options.model, window=options.window)
 
     def scores(self, answers: Sequence[Answer]) -> list[float]:
         """See `Reward`."""
         prompts = [each.prompt if self._both else "" for each in answers]
-        return self._model.scores(prompts, [each.response for each in answers])
+        found = self._model.scores(prompts, [each.response for each in answers])
+        return [float(each) for each in expit(found)] if self._probability else found
 
 
 class FunctionReward:
@@ -179,41 +183,6 @@ class HttpReward:
                 f"The reward at {self._where} gives no scores: {response.text[:100]!r}.",
                 'It must answer {"scores": [a number for each response]}.',
             ) from None
-
-
-class VerifierReward:
-    """A task of reasoning-gym: what stands between the last <answer> tags, or else the whole response, against the
-    entry that the prompt's reference holds as JSON. Raises `SourceError` where it is not installed."""
-
-    def __init__(self, options: RewardOptions) -> None:
-        assert options.dataset
-        try:
-            import reasoning_gym
-        except ImportError as error:
-            raise SourceError(
-                f"reasoning-gym cannot be imported ({error}).", "Run: pip install 'headrace[verifiers]'"
-            ) from None
-        try:
-            self._score = reasoning_gym.get_score_answer_fn(options.dataset)
-        except (KeyError, ValueError) as error:
-            raise RecipeError(
-                f"reasoning-gym has no task {options.dataset!r}.", "Look them up in reasoning_gym.factory.DATASETS."
-            ) from error
-
-    def scores(self, answers: Sequence[Answer]) -> list[float]:
-        """See `Reward`."""
-        return [self._one(each) for each in answers]
-
-    def _one(self, answer: Answer) -> float:
-        try:
-            entry = json.loads(answer.reference or "")
-        except ValueError:
-            raise HeadraceError(
-                f"The reference of the prompt {answer.prompt[:60]!r} is no entry of reasoning-gym.",
-                "Give each prompt its entry as JSON in the column reference.",
-            ) from None
-        said = _ANSWER.findall(answer.response)
-        return float(self._score(answer=(said[-1] if said else answer.response).strip(), entry=entry))
 
 
 def _odd(found: Sequence[float], wanted: int) -> str:

@@ -25,9 +25,10 @@ import numpy as np
 
 from engine.errors import DeadlineExceeded, HeadraceError
 from engine.observe import get_logger
+from engine.rlhf.adapters import Bases, merged
 from engine.rlhf.engines import Drawing, RolloutEngine, Written, make_engine
 from engine.rlhf.options import RolloutOptions
-from engine.rlhf.transport import InProcess, ObjectStore, Parcel, WeightTransport
+from engine.rlhf.transport import InProcess, ObjectStore, Parcel, WeightTransport, unpack
 
 _log = get_logger("rlhf")
 _SHARE = 4
@@ -106,7 +107,7 @@ class LocalRollouts:
     def sync(self, version: int, weights: Mapping[str, Any], probe: Probe) -> None:
         """See `Rollouts`."""
         for again in (True, False):
-            self._engine.load(self._transport.unpack(self._transport.pack(version, weights)))
+            self._transport.deliver(self._transport.pack(version, weights), self._engine)
             found = self._engine.logprobs(probe.ids)
             if self._verifier.check(found, probe, "The engine", version, again=again):
                 self._verifier.settle(probe)
@@ -114,11 +115,12 @@ class LocalRollouts:
 
 
 class EngineActor:
-    """An engine in a process of its own; says which version it holds, and refuses to draw from any other."""
+    """An engine in a process of its own; says which version it holds, and refuses to draw from any other. `bases` are
+    what adapters are added to, where those come alone."""
 
-    def __init__(self, make: Callable[[], RolloutEngine]) -> None:
+    def __init__(self, make: Callable[[], RolloutEngine], bases: Callable[[], Bases] | None = None) -> None:
         self._engine = make()
-        self._transport: WeightTransport = ObjectStore()
+        self._bases = bases() if bases else None
         self._version: int | None = None
 
     def version(self) -> tuple[int | None, int]:
@@ -131,10 +133,19 @@ class EngineActor:
         """Responses; None where it holds another version."""
         return self._engine.generate(prompts, seeds, drawing) if version == self._version else None
 
-    def load(self, parcel: Parcel, ids: list[int]) -> list[float]:
-        """Take weights; what is made of a text with them. The version holds once `confirm` has said so."""
+    def load(self, parcel: Parcel) -> None:
+        """Take weights. The version holds once `confirm` has said so."""
         self._version = None
-        self._engine.load(self._transport.unpack(parcel))
+        weights = unpack(parcel)
+        self._engine.load(merged(weights, self._bases) if self._bases else weights)
+
+    def transfer(self, method: str, *arguments: Any) -> None:
+        """A part of vLLM's own transfer (`engine.rlhf.native`), which is the engine's workers' to do."""
+        self._version = None
+        self._engine.engine.collective_rpc(method, args=arguments)  # type: ignore[attr-defined]
+
+    def logprobs(self, ids: list[int]) -> list[float]:
+        """What is made of a text."""
         return self._engine.logprobs(ids)
 
     def confirm(self, version: int) -> None:
@@ -145,9 +156,9 @@ class EngineActor:
 class ActorRollouts:
     """Engines in actors; `handles` are the driver's. `seconds` is the longest wait for any of them."""
 
-    def __init__(self, handles: Sequence[Any], seconds: float) -> None:
+    def __init__(self, handles: Sequence[Any], seconds: float, transport: WeightTransport | None = None) -> None:
         self._handles, self._seconds = list(handles), seconds
-        self._transport: WeightTransport = ObjectStore()
+        self._transport = transport or ObjectStore()
         self._latest: tuple[Parcel, Probe] | None = None
         self._verifier = _Verifier()
 
@@ -181,7 +192,9 @@ class ActorRollouts:
         for again in (True, False):
             self._await(number)
             try:
-                found = self._wait(handle.load.remote(parcel, probe.ids), who)
+                if (taken := self._transport.deliver(parcel, handle)) is not None:
+                    self._wait(taken, who)
+                found = self._wait(handle.logprobs.remote(probe.ids), who)
             except HeadraceError as error:
                 if not again:
                     raise
@@ -276,8 +289,8 @@ class ActorRollouts:
             raise HeadraceError(f"{who} cannot take new weights ({error.cause}).", "The checkpoint stays.") from None
 
 
-def start_engines(options: RolloutOptions, model: str, longest: int, threads: int) -> list[Any]:
-    """The driver's actors; Ray starts one that dies anew."""
+def start_engines(options: RolloutOptions, model: str, longest: int, threads: int, dtype: str) -> list[Any]:
+    """The driver's actors; Ray starts one that dies anew. `dtype` is the learner's."""
     import ray
 
     actor = ray.remote(
@@ -286,8 +299,17 @@ def start_engines(options: RolloutOptions, model: str, longest: int, threads: in
         max_restarts=-1,
         runtime_env={"env_vars": {"OMP_NUM_THREADS": str(threads)}},
     )(EngineActor)
-    make = partial(make_engine, options.engine, model, at_once=options.at_once, longest=longest, gpus=options.gpus)
-    return [actor.remote(make) for _ in range(options.engines)]
+    make = partial(
+        make_engine,
+        options.engine,
+        model,
+        at_once=options.at_once,
+        longest=longest,
+        gpus=options.gpus,
+        native=None if options.transport == "object_store" else options.transport,
+    )
+    bases = partial(Bases, model, dtype) if options.sync == "adapter" else None
+    return [actor.remote(make, bases) for _ in range(options.engines)]
 
 
 def _apart(ours: Sequence[float], theirs: Sequence[float]) -> float:

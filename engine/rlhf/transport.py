@@ -2,6 +2,7 @@
 
     ObjectStore   one copy into shared memory, read in place by every engine of the machine, fetched by those elsewhere
     InProcess     the tensors themselves
+    (`engine.rlhf.native`: from GPU to GPU)
 
 A parcel says which names it holds, so a tensor that is lost on the way is named. Left out: whether what arrived is
 what was sent (`engine.rlhf.rollouts` asks the engine for a text's log-probabilities). Called by it.
@@ -28,13 +29,13 @@ class Parcel:
 
 
 class WeightTransport(Protocol):
-    """Packs on the learner's side and unpacks on the engine's."""
+    """On the learner's side."""
 
     def pack(self, version: int, weights: Mapping[str, Any]) -> Parcel:
         """Make tensors available."""
 
-    def unpack(self, parcel: Parcel) -> Iterator[tuple[str, Any]]:
-        """The tensors, read-only. Raises `HeadraceError` where one is missing."""
+    def deliver(self, parcel: Parcel, engine: Any) -> Any:
+        """Have an engine take them; what is returned, if anything, is waited for. Raises `HeadraceError`s."""
 
 
 class InProcess:
@@ -42,15 +43,15 @@ class InProcess:
 
     def pack(self, version: int, weights: Mapping[str, Any]) -> Parcel:
         """See `WeightTransport`."""
-        return Parcel(version, tuple(weights), dict(weights))
+        return Parcel(version, tuple(weights), weights)
 
-    def unpack(self, parcel: Parcel) -> Iterator[tuple[str, Any]]:
-        """See `WeightTransport`."""
-        yield from _whole(parcel, parcel.contents.items())
+    def deliver(self, parcel: Parcel, engine: Any) -> None:
+        """See `WeightTransport`; `engine` is a `RolloutEngine`."""
+        engine.load(parcel.contents.items())
 
 
 class ObjectStore:
-    """Through shared memory; the objects live as long as the parcel."""
+    """Through shared memory; the objects live as long as the parcel. The engine's actor unpacks them."""
 
     def pack(self, version: int, weights: Mapping[str, Any]) -> Parcel:
         """See `WeightTransport`."""
@@ -70,23 +71,20 @@ class ObjectStore:
             refs.append(ray.put(bucket))
         return Parcel(version, tuple(weights), refs)
 
-    def unpack(self, parcel: Parcel) -> Iterator[tuple[str, Any]]:
-        """See `WeightTransport`."""
-        import ray
-
-        def tensors() -> Iterator[tuple[str, Any]]:
-            for ref in parcel.contents:
-                for name, (array, kind) in ray.get(ref).items():
-                    yield name, _as_tensor(array, kind)
-
-        yield from _whole(parcel, tensors())
+    def deliver(self, parcel: Parcel, engine: Any) -> Any:
+        """See `WeightTransport`; `engine` is the handle of an `EngineActor`."""
+        return engine.load.remote(parcel)
 
 
-def _whole(parcel: Parcel, tensors: Any) -> Iterator[tuple[str, Any]]:
+def unpack(parcel: Parcel) -> Iterator[tuple[str, Any]]:
+    """The tensors of a parcel from the object store, read-only. Raises `HeadraceError` where one is missing."""
+    import ray
+
     missing = set(parcel.names)
-    for name, tensor in tensors:
-        missing.discard(name)
-        yield name, tensor
+    for ref in parcel.contents:
+        for name, (array, kind) in ray.get(ref).items():
+            missing.discard(name)
+            yield name, _as_tensor(array, kind)
     if missing:
         raise HeadraceError(
             f"{min(missing)} is missing in version {parcel.version} of the weights, {len(missing)} of"

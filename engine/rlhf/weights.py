@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from engine.errors import HeadraceError
+from engine.rlhf.adapters import INNER, OUTER
 from engine.rlhf.critic import Critic, ValueModel
 from engine.rlhf.policy import Policy
 
@@ -50,18 +51,23 @@ def load_weights(policy: Policy, critic: Critic | None, folder: Path) -> None:
         ) from error
 
 
-def for_engines(policy: Policy, weights: Mapping[str, Any]) -> dict[str, Any]:
-    """The tensors that learn as transformers names them, an adapter's difference added."""
+def for_engines(policy: Policy, weights: Mapping[str, Any], *, halves: bool = False) -> dict[str, Any]:
+    """The tensors that learn as transformers names them, an adapter's difference added, or with `halves` for the engine
+    to add (`engine.rlhf.adapters`)."""
     if not hasattr(policy.lm, "disable_adapter"):
         return {name: weights[name].detach() for name in policy.trained()}
-    found = {}
+    found: dict[str, Any] = {}
     for name, module in policy.lm.named_modules():
         if not hasattr(module, "lora_A"):
             continue
         for adapter, scaling in module.scaling.items():
             inner, outer = (weights[f"{name}.lora_{half}.{adapter}.weight"].detach() for half in "AB")
-            base = weights[f"{name}.base_layer.weight"].detach()
-            found[f"{name.removeprefix(_ADAPTED)}.weight"] = base + scaling * (outer @ inner).to(base.dtype)
+            whole = f"{name.removeprefix(_ADAPTED)}.weight"
+            if halves:
+                found |= {f"{whole}{INNER}": inner, f"{whole}{OUTER}": scaling * outer}
+            else:
+                base = weights[f"{name}.base_layer.weight"].detach()
+                found[whole] = base + (scaling * outer @ inner).to(base.dtype)
     return found
 
 

@@ -22,11 +22,13 @@ from engine.rlhf.critic import Critic, ValueHead, ValueModel
 from engine.rlhf.engines import make_engine
 from engine.rlhf.learner import PolicyLearner
 from engine.rlhf.loop import Loop, Seats
+from engine.rlhf.native import Native
 from engine.rlhf.policy import Policy, check_split, freeze
 from engine.rlhf.prompts import read_prompts
 from engine.rlhf.recipe import RlhfRecipe
 from engine.rlhf.rewards import Answer, CombinedReward
 from engine.rlhf.rollouts import ActorRollouts, LocalRollouts, Rollouts
+from engine.rlhf.transport import ObjectStore
 from engine.rlhf.weights import export_critic, for_engines, load_weights, save_weights
 
 
@@ -115,6 +117,7 @@ def train_worker(assignment: Assignment) -> None:
         optimiser=recipe.optimiser,
         parallel=recipe.parallel,
         seed=recipe.seed,
+        bf16=recipe.dtype == "bfloat16",
     )
     if state.steps and not state.ended:
         with checkpoints.optimiser(state.steps, *learner.parts) as folder:
@@ -126,8 +129,8 @@ def train_worker(assignment: Assignment) -> None:
         prompts=read_prompts(home, recipe.prompts.measured),
         tokenizer=load_tokenizer(recipe.model),
         saves=lambda weights, values, folder: save_weights(policy, weights, values, folder),
-        for_engines=lambda weights: for_engines(policy, weights),
-        rollouts=_rollouts(assignment) if first and not state.ended else None,
+        for_engines=lambda weights: for_engines(policy, weights, halves=recipe.rollout.sync == "adapter"),
+        rollouts=_rollouts(assignment) if first and not state.ended and not recipe.rollout.recorded else None,
         scorer=_Scorer(assignment.scorer, recipe.stall_seconds) if first else None,
     )
     if first:
@@ -145,7 +148,7 @@ def _models(recipe: RlhfRecipe) -> tuple[Policy, Critic | None]:
     import torch
 
     torch.manual_seed(recipe.seed)
-    lm: Any = load_causal_lm(recipe.model, recipe.learning.dtype)
+    lm: Any = load_causal_lm(recipe.model, recipe.dtype)
     frozen = freeze(lm, recipe.learning.layers)
     if recipe.lora:
         layers = range(frozen, frozen + recipe.learning.layers) if recipe.learning.layers else None
@@ -158,14 +161,17 @@ def _models(recipe: RlhfRecipe) -> tuple[Policy, Critic | None]:
     if recipe.learning.advantage != "gae":
         return policy, None
     if recipe.critic.kind == "model":
-        return policy, ValueModel(load_values(recipe.critic.model or recipe.model, recipe.learning.dtype))
+        return policy, ValueModel(load_values(recipe.critic.model or recipe.model, recipe.dtype))
     return policy, ValueHead(policy.width, recipe.critic.width)
 
 
 def _rollouts(assignment: Assignment) -> Rollouts:
     recipe = assignment.recipe
+    seconds, kind = recipe.rollout.stall_seconds, recipe.rollout.transport
     if assignment.engines:
-        return ActorRollouts(assignment.engines, recipe.rollout.stall_seconds)
+        return ActorRollouts(
+            assignment.engines, seconds, ObjectStore() if kind == "object_store" else Native(kind, seconds)
+        )
     longest = recipe.prompts.window + recipe.rollout.max_tokens
     engine = make_engine(
         recipe.rollout.engine, recipe.model, at_once=recipe.rollout.at_once, longest=longest, gpus=recipe.parallel.gpus
@@ -194,7 +200,7 @@ def _publish(
         _publish_once(critic_place(output), about, lambda folder: export_critic(critic, values, tokenizer, folder))
 
     def write(folder: Path) -> None:
-        lm: Any = load_causal_lm(recipe.model, recipe.learning.dtype)
+        lm: Any = load_causal_lm(recipe.model, recipe.dtype)
         lm.load_state_dict(weights, strict=False)
         save_model(lm, tokenizer, folder)
 

@@ -4,7 +4,7 @@ import pytest
 from transformers import Gemma2Config, GPT2Config, LlamaConfig, LlamaForCausalLM
 
 from engine.finetune.forecast import forecast
-from engine.finetune.options import LoraOptions, ParallelOptions, TrainingOptions
+from engine.finetune.options import LoraOptions, ParallelOptions
 
 CONFIG = LlamaConfig(
     vocab_size=1000, hidden_size=64, intermediate_size=128, num_hidden_layers=3, num_attention_heads=4,
@@ -12,9 +12,8 @@ CONFIG = LlamaConfig(
 )  # fmt: skip
 
 
-def memory(config=CONFIG, *, dtype="float32", lora=None, scorer=False, **parallel):
-    training = TrainingOptions(dtype=dtype)
-    return forecast(config, training, ParallelOptions(**parallel), lora, window=128, scorer=scorer)
+def memory(config=CONFIG, *, dtype="float32", lora=None, scorer=False, layers=None, **parallel):
+    return forecast(config, dtype, ParallelOptions(**parallel), lora, window=128, scorer=scorer, layers=layers)
 
 
 def test_parameters_are_those_of_the_model():
@@ -38,6 +37,14 @@ def test_an_adapter_trains_what_it_adds():
 
     model = get_peft_model(LlamaForCausalLM(CONFIG), LoraConfig(r=4, target_modules="all-linear"))
     assert memory(lora=LoraOptions(rank=4)).trained == model.get_nb_trainable_parameters()[0]
+
+
+def test_the_last_layers_alone_take_less():
+    whole, two, one = (memory(layers=layers) for layers in (None, 2, 1))
+    assert two.trained == 2 * one.trained < whole.trained
+    assert one.weights == whole.weights
+    assert one.activations < two.activations < whole.activations
+    assert memory(lora=LoraOptions(rank=4), layers=1).trained == memory(lora=LoraOptions(rank=4)).trained // 3
 
 
 @pytest.mark.parametrize("config", [CONFIG, GPT2Config(n_layer=2, n_embd=32, n_head=2, vocab_size=100)])

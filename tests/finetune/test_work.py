@@ -23,7 +23,7 @@ class Trainer:
 
 
 def watched(fit, home, seconds, workers=1):
-    return watch._watched(Trainer(fit), home, seconds, ParallelOptions(workers=workers), 2, ["loss"])
+    return watch._watched(Trainer(fit), home, seconds, ParallelOptions(workers=workers), 2, None, ["loss"])
 
 
 def test_steps_done_again_after_a_kill_are_progress(tmp_path):

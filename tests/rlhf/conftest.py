@@ -1,6 +1,7 @@
 """A small model with a real tokenizer, prompts to ask it, and recipes for them."""
 
 import json
+from functools import partial
 from types import SimpleNamespace
 
 import pytest
@@ -29,9 +30,19 @@ def small(tmp_path_factory):
     return folder
 
 
+@pytest.fixture(scope="session")
+def make_workshop(small):
+    """A workshop in a directory: `make_workshop(path)`."""
+    return partial(_workshop, small)
+
+
 @pytest.fixture
-def workshop(tmp_path, small):
+def workshop(tmp_path, make_workshop):
     """Makes recipes and runs them: `workshop.run(**keys)`; a reward that likes the letter e."""
+    return make_workshop(tmp_path)
+
+
+def _workshop(small, tmp_path):
     path = tmp_path / "prompts.jsonl"
     rows = [{"prompt": f"What is {at} and {at}?", "reference": str(2 * at)} for at in range(40)]
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))

@@ -6,12 +6,14 @@ python ppo_worker.py RANK WORLD FOLDER CASES
 import json
 import os
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM, LlamaForTokenClassification
 
+from engine.errors import HeadraceError
 from engine.finetune.lora import with_adapter
 from engine.finetune.options import LoraOptions, OptimiserOptions, ParallelOptions
 from engine.rlhf import Gae, Macros, Responses, Segmenter, credit, token_rewards
@@ -19,6 +21,7 @@ from engine.rlhf.critic import ValueHead, ValueModel
 from engine.rlhf.learner import Credited, PolicyLearner, Sample
 from engine.rlhf.options import CriticOptions, LearningOptions, MacroOptions
 from engine.rlhf.policy import Policy, freeze
+from engine.rlhf.weights import load_weights, save_weights
 
 STEPS, SAMPLES = 3, 6
 OPTIMISER = OptimiserOptions(learning_rate=1e-2, schedule="constant", warm_up=0.0, weight_decay=0.0)
@@ -47,8 +50,8 @@ def written(samples):
 
 
 def score(sample):
-    """Low tokens are liked."""
-    return 1.0 - np.mean(sample.response) / 30
+    """Low tokens are liked; one that says nothing is not."""
+    return 1.0 - np.mean(sample.response) / 30 if sample.response else 0.0
 
 
 def credited_of(samples, looked, macro):
@@ -60,8 +63,12 @@ def credited_of(samples, looked, macro):
     return Credited(looked.logp, looked.reference, looked.values, advantages, returns, macros)
 
 
-def learn(world, folder, *, macro=None, learning=None, critic="head", zero=0, lora=False, capacity=64):
-    """What is looked at and told in each step."""
+def learn(
+    world, folder, *, macro=None, learning=None, critic="head", zero=0, lora=False, capacity=64, keep=None, resume=None,
+    empty=False, scale=1.0,
+):  # fmt: skip
+    """What is looked at and told in each step; `keep` saves all after the first one, `resume` goes on from there.
+    `empty`: two responses say nothing; `scale`: of the advantages. An error ends it, and is told."""
     macro = MacroOptions(**(macro or {}))
     learning = LearningOptions(**{"steps": STEPS, "epochs": 2, "minibatches": 2, **(learning or {})})
 
@@ -72,20 +79,39 @@ def learn(world, folder, *, macro=None, learning=None, critic="head", zero=0, lo
         if lora:
             lm = with_adapter(lm, LoraOptions(rank=2), layers=range(frozen, 4))
         value = ValueHead(32, 16) if critic == "head" else ValueModel(tiny(LlamaForTokenClassification, num_labels=1))
-        return PolicyLearner(
-            Policy(lm, frozen=frozen), value if critic else None, learning=learning, macro=macro,
+        policy, value = Policy(lm, frozen=frozen), value if critic else None
+        if resume:
+            load_weights(policy, value, folder / resume)
+        learner = PolicyLearner(
+            policy, value, learning=learning, macro=macro,
             critic_options=CriticOptions(learning_rate=1e-2), optimiser=OPTIMISER,
             parallel=ParallelOptions(workers=world, zero=zero, tokens_per_device=capacity), seed=0,
         )  # fmt: skip
+        if resume:
+            learner.load(folder / resume)
+        return learner
 
     learner, found = learner_of(), []
-    for step in range(STEPS):
+    for step in range(1 if resume else 0, STEPS):
         samples = samples_of(step)
+        if empty:
+            samples[1:3] = [Sample(each.prompt, []) for each in samples[1:3]]
         learner.prepare(samples, step)
         looked = learner.look()
-        told = learner.learn(credited_of(samples, looked, macro))
+        credited = credited_of(samples, looked, macro)
+        try:
+            told = learner.learn(replace(credited, advantages=credited.advantages * scale))
+        except HeadraceError as error:
+            return [str(error)]
         found.append({"logp": looked.logp.sum(), "reference": looked.reference.sum(), "values": looked.values.sum()})
         found[-1] |= told
+        if keep and not step:
+            (folder / keep).mkdir(exist_ok=True)
+            learner.save(folder / keep)
+            weights, values = learner.weights(), learner.critic_weights()
+            if weights is not None:
+                save_weights(learner.policy, weights, values, folder / keep)
+            torch.distributed.barrier()
     return found
 
 

@@ -1,14 +1,14 @@
-"""Responses on disk, offsets of tokens in their text, weights in parcels, and the word list."""
+"""Responses on disk, what they have gained, offsets of tokens in their text, and the word list."""
+
+from dataclasses import replace
 
 import numpy as np
 import pytest
-import torch
 from upath import UPath
 
-from engine.errors import HeadraceError
 from engine.models import load_tokenizer
-from engine.rlhf.experience import Experience, Response, read_held_out, read_step, text_offsets, write_step
-from engine.rlhf.transport import InProcess, Parcel
+from engine.rlhf.experience import Experience, Response, read_step, text_offsets, write_step
+from engine.rlhf.gains import gains
 from engine.rlhf.vader import compound
 
 RESPONSES = [
@@ -29,9 +29,25 @@ def test_a_step_is_kept_whole(home):
     write_step(home, experience)
     assert read_step(home, 3) == experience
     assert Experience.from_json(experience.to_json()) == experience
-    write_step(home, experience, held_out=True, scores={"reward": [1.0, 2.0, 3.0]})
-    assert [row["score: reward"] for row in read_held_out(home, 3)] == [1, 2, 3]
-    assert read_held_out(home, 4) == []
+    scored = replace(experience, scores={"reward": [1.0, 2.0, 3.0], "length": [3.0, 1.0, 2.0]})
+    write_step(home, scored, held_out=True)
+    assert read_step(home, 3, held_out=True) == Experience.from_json(scored.to_json()) == scored
+    assert read_step(home, 4, held_out=True) is None
+    assert read_step(home, 3) == experience
+
+
+def test_gains_are_paired_by_prompt(tmp_path):
+    home = UPath(tmp_path)
+    before, after = [0.1, 0.3, 0.5], [1.1, 1.3, 1.7]  # prompt 7 was asked twice
+    for step, scores in ((0, before), (5, after)):
+        write_step(home, Experience(step, step, RESPONSES, {"reward": scores, "same": [1.0] * 3}), held_out=True)
+    found = {each.name: each for each in gains(home, 5)}
+    reward = found["reward"]
+    assert (reward.before, reward.after, reward.prompts) == (pytest.approx(0.35), pytest.approx(1.45), 2)
+    assert reward.low < 1.1 < reward.high
+    assert 0 < reward.p < 0.1, "differences of 1.0 and 1.2"
+    assert (found["same"].p, found["same"].low) == (1.0, 0.0)
+    assert gains(home, 4) == []
 
 
 def test_its_arrays():
@@ -54,15 +70,6 @@ def test_offsets_lie_where_the_text_has_them(text):
     assert (np.diff(offsets[:, 0]) >= 0).all()
     spans = sorted({(int(first), int(last)) for first, last in offsets[: len(ids)]})
     assert "".join(text[first:last] for first, last in spans) == text
-
-
-def test_a_tensor_that_is_lost_on_the_way_is_named():
-    transport = InProcess()
-    parcel = transport.pack(4, {"a": torch.ones(2), "b": torch.zeros(3)})
-    assert dict(transport.unpack(parcel)).keys() == {"a", "b"}
-    short = Parcel(4, parcel.names, {"a": torch.ones(2)})
-    with pytest.raises(HeadraceError, match="b is missing in version 4 of the weights, 1 of 2"):
-        dict(transport.unpack(short))
 
 
 def test_the_word_list_tells_friendly_from_unfriendly():

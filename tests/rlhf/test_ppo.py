@@ -22,9 +22,13 @@ SHARED = [
     {"learning": {"kl_loss": 0.1}, "critic": None},
 ]
 CASES = {
-    1: [*SHARED, {"capacity": 16}, {"zero": 2}, {"zero": 3}, {"macro": {"rule": "token"}}],
-    2: [*SHARED, {"zero": 2, "capacity": 16}, {"zero": 3}, {"zero": 3, "learning": {"layers": 2}}],
-}
+    1: [*SHARED, {"capacity": 16}, {"zero": 2}, {"zero": 3}, {"macro": {"rule": "token"}}, {"keep": "plain"},
+        {"keep": "three", "zero": 3}, {"resume": "plain", "zero": 3}, {"resume": "three"}, {"empty": True},
+        {"scale": 1e39}],
+    2: [*SHARED, {"zero": 2, "capacity": 16}, {"zero": 3}, {"zero": 3, "learning": {"layers": 2}},
+        {"resume": "plain", "zero": 2}, {"resume": "three", "zero": 3}, {"empty": True}],
+}  # fmt: skip
+RESUMED = [(world, case) for world, cases in CASES.items() for case in cases if "resume" in case]
 
 
 @pytest.fixture(scope="module")
@@ -70,6 +74,23 @@ def test_a_frozen_trunk_under_zero_3(found):
     same(
         found[2][json.dumps({"zero": 3, "learning": {"layers": 2}})], found[1][json.dumps({"learning": {"layers": 2}})]
     )
+
+
+@pytest.mark.parametrize(("world", "case"), RESUMED, ids=str)
+def test_any_workers_and_zero_stage_go_on_from_what_others_saved(found, world, case):
+    same(found[world][json.dumps(case)], found[1]["{}"][1:])
+
+
+def test_a_response_that_says_nothing_is_nothing_to_learn_from(found):
+    empty = json.dumps({"empty": True})
+    same(found[2][empty], found[1][empty])
+    assert all(np.isfinite(value) for step in found[1][empty] for value in step.values())
+
+
+def test_a_loss_that_is_no_number_is_told(found):
+    (said,) = found[1][json.dumps({"scale": 1e39})]
+    assert said.startswith("The loss of step 1 is"), said
+    assert "the last checkpoint stays" in said
 
 
 def test_one_token_per_macro_is_plain_ppo(found):

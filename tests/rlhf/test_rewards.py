@@ -11,6 +11,7 @@ from engine.retries import Patience
 from engine.rlhf.code_reward import CodeReward, apps_reward, program_in
 from engine.rlhf.reward_options import RewardOptions
 from engine.rlhf.rewards import Answer, CombinedReward, HttpReward, make_reward
+from engine.rlhf.verifier import runs_answers
 
 DOUBLE = json.dumps({"inputs": ["1\n", "2\n", "3\n", "10\n"], "outputs": ["2", "4", "6\n", ["20"]]})
 HUMAN = json.dumps({"entry_point": "double", "tests": "def check(f):\n    assert f(1) == 2\n    assert f(0) == 0\n"})
@@ -196,3 +197,28 @@ def test_a_verifier_or_how_to_get_one():
         make_reward(RewardOptions(kind="verifier", dataset="none"))
     with pytest.raises(HeadraceError, match="no entry of reasoning-gym"):
         reward.scores([Answer("?", right, "17")])
+    for task in ("spiral_matrix", "countdown", "bitwise_arithmetic"):
+        with pytest.raises(RecipeError, match="runs the answers it is given as code"):
+            make_reward(RewardOptions(kind="verifier", dataset=task))
+
+
+def running(answer, entry):
+    return float(eval(answer) == entry["answer"])  # noqa: S307
+
+
+def running_by_another(answer, entry):
+    return running(answer, entry)
+
+
+def parse_expr(answer):
+    return int(answer)
+
+
+def parsing(answer, entry):
+    return float(parse_expr(answer) == entry["answer"])
+
+
+def test_a_verifier_that_runs_answers_is_found_out():
+    assert runs_answers(running)
+    assert runs_answers(running_by_another)
+    assert not runs_answers(parsing), "its own function, whatever it is called"

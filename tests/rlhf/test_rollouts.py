@@ -11,7 +11,6 @@ from engine.errors import DeadlineExceeded, HeadraceError
 from engine.rlhf.engines import Drawing
 from engine.rlhf.fakes import FakeEngine
 from engine.rlhf.rollouts import ActorRollouts, EngineActor, LocalRollouts, Probe
-from engine.rlhf.transport import ObjectStore
 
 PROMPTS = [[at, at + 1] for at in range(10)]
 DRAWING = Drawing(1.0, 3)
@@ -121,11 +120,3 @@ def test_in_process_too(tmp_path):
     (tmp_path / "script").write_text("stale\nstale")
     with pytest.raises(HeadraceError, match="The engine was given version 2"):
         rollouts.sync(2, weights(2.0), probe(2.0))
-
-
-def test_buckets_hold_any_type_of_number(cluster):
-    transport = ObjectStore()
-    given = {"half": torch.randn(3, 4).bfloat16(), "single": torch.randn(5), "part": torch.randn(4, 4)[:, :2]}
-    found = dict(transport.unpack(transport.pack(1, given)))
-    assert found.keys() == given.keys()
-    assert all(torch.equal(found[name], given[name]) and found[name].dtype == given[name].dtype for name in given)

@@ -120,7 +120,8 @@ def column_view(
         if view.get(name) not in names:
             raise SchemaError(
                 f"{file.name} has no column {columns.get(name, name)!r}; it has {', '.join(names) or 'none'}.",
-                f"Name the column to take instead, for example source.columns={{{name}: {(*names, 'content')[0]}}}.",
+                "Name the column to take instead among the source's keys, for example"
+                f" columns: {{{name}: {(*names, 'content')[0]}}}.",
             )
     return view
 
@@ -155,7 +156,7 @@ def wrong_type(file: InputFile, name: str, found: str) -> SchemaError:
     """The error for a required column whose type does not serve."""
     return SchemaError(
         f"The column {name!r} of {file.name} is {found}, where {type_name(name)} is needed.",
-        f"Choose another column with source.columns={{{name}: ...}}, or convert it.",
+        f"Choose another column with the source's columns={{{name}: ...}}, or convert it.",
     )
 
 
