@@ -2,6 +2,7 @@
 
 import json
 import sys
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -55,7 +56,7 @@ def healing(monkeypatch):
         model = load_causal_lm(recipe.model)
         with torch.no_grad():
             model.lm_head.weight[0] = 7.0
-        save_model(model, None, "trained")
+        save_model(model, None, Path("trained"))
         origin = {"recipe_fingerprint": "r", "inputs_fingerprint": "i", "seed": 0}
         output = UPath(f"runs/sft/{recipe.name}/model").absolute()
         publish_model(UPath("trained"), output, job="sft", recipe={}, **origin, counts={"steps": recipe.steps})

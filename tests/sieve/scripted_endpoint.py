@@ -24,7 +24,7 @@ class Endpoint:
     good            PASS; a snippet without any of these words: FAIL
     nonsense        never a verdict             unsure    a verdict only at the second answer
     limited         429 at first                broken    500 at first; dead: always
-    slow            answers after `slow_seconds`
+    slow            answers after `slow_seconds`, or as soon as `hurry` is set
     long            400, as for a text that is too long
     cut             a verdict that was cut off at the longest answer
     trickle         blanks for `slow_seconds`, then the answer        torn            half an answer
@@ -40,6 +40,7 @@ class Endpoint:
         self.most_at_once = 0
         self.delay = 0.0
         self.slow_seconds = 1.5
+        self.hurry = threading.Event()
         self.retry_after = "0.2"
         self.key: str | None = None
         """The key wanted; another is answered with 401 that repeats it."""
@@ -69,7 +70,10 @@ class Endpoint:
             self.most_at_once = max(self.most_at_once, self._busy)
             time_of = self.counts[words]
         try:
-            time.sleep(self.slow_seconds if "slow" in words else self.delay)
+            if "slow" in words:
+                self.hurry.wait(self.slow_seconds)
+            else:
+                time.sleep(self.delay)
             return self._decide(body, words, time_of, authorization)
         finally:
             with self._lock:

@@ -51,9 +51,14 @@ def test_verdicts_tokens_and_what_is_asked(endpoint, make):
 
 
 def test_questions_are_asked_at_once_and_arrive_as_they_come(endpoint, make):
-    endpoint.delay, endpoint.slow_seconds = 0.1, 0.6
-    order = [at for at, _ in make().judge([Snippet("slow"), *(Snippet(f"text {n}") for n in range(15))])]
+    endpoint.delay, endpoint.slow_seconds = 0.1, 20
+    order = []
+    for at, _ in make().judge([Snippet("slow"), *(Snippet(f"text {n}") for n in range(15))]):
+        order.append(at)
+        if len(order) == 15:
+            endpoint.hurry.set()
     assert 4 < endpoint.most_at_once <= 8
+    assert sorted(order) == list(range(16))
     assert order[-1] == 0
 
 
