@@ -7,7 +7,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -79,6 +79,38 @@ def listens(port: int) -> bool:
     except OSError:
         return False
     return True
+
+
+@pytest.fixture(scope="session")
+def make_llama(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
+    """`make_llama(**sizes)`: a directory with a Llama of a few thousand parameters beside its embedding, and SmolLM2's
+    tokenizer."""
+
+    def made(**sizes: int) -> Path:
+        import torch
+        from transformers import LlamaConfig, LlamaForCausalLM
+
+        from engine.models import load_tokenizer, save_model
+
+        folder, tokenizer = tmp_path_factory.mktemp("llama"), load_tokenizer("pkg:smollm2-135m")
+        special = {name: getattr(tokenizer, name) for name in ("pad_token_id", "bos_token_id", "eos_token_id")}
+        small = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 3, "num_attention_heads": 2}
+        torch.manual_seed(0)
+        config = LlamaConfig(
+            **{"vocab_size": len(tokenizer), "max_position_embeddings": 512, **small, **sizes},
+            tie_word_embeddings=True,
+            **special,
+        )
+        save_model(LlamaForCausalLM(config), tokenizer, folder)
+        return folder
+
+    return made
+
+
+@pytest.fixture(scope="session")
+def small(make_llama: Callable[..., Path]) -> Path:
+    """The smallest of them."""
+    return make_llama()
 
 
 @pytest.fixture

@@ -29,6 +29,7 @@ from engine.rlhf.adapters import Bases, merged
 from engine.rlhf.engines import Drawing, RolloutEngine, Written, make_engine
 from engine.rlhf.options import RolloutOptions
 from engine.rlhf.transport import InProcess, ObjectStore, Parcel, WeightTransport, unpack
+from engine.rlhf.waiting import answer, reason
 
 _log = get_logger("rlhf")
 _SHARE = 4
@@ -180,6 +181,7 @@ class ActorRollouts:
 
     def sync(self, version: int, weights: Mapping[str, Any], probe: Probe) -> None:
         """See `Rollouts`."""
+        self._latest = None  # a parcel that nobody holds gives its memory to the next one
         self._latest = self._transport.pack(version, weights), probe
         for number in range(len(self._handles)):
             self._bring(number)
@@ -257,7 +259,7 @@ class ActorRollouts:
                 ray.get(self._handles[number].version.remote(), timeout=max(end - time.monotonic(), 0.1))
                 return
             except ray.exceptions.RayActorError as error:
-                why = str(error).strip().rpartition("\n")[2][:300].rstrip(".")  # after a traceback what was wrong
+                why = reason(error)
                 if "creation task" in str(error):
                     break  # it cannot start
                 time.sleep(_BACK_SECONDS)
@@ -269,24 +271,7 @@ class ActorRollouts:
         )
 
     def _wait(self, ref: Any, who: str) -> Any:
-        import ray
-
-        try:
-            return ray.get(ref, timeout=self._seconds)
-        except ray.exceptions.GetTimeoutError:
-            raise DeadlineExceeded(
-                f"{who} has not taken the new weights within {self._seconds:g} s.",
-                "Raise rollout.stall_seconds if that may be; the last checkpoint stays.",
-            ) from None
-        except ray.exceptions.RayActorError as error:
-            why = str(error).strip().rpartition("\n")[2][:300].rstrip(".")  # after a traceback what was wrong
-            raise HeadraceError(
-                f"{who} died while it took new weights ({why}).", "The last checkpoint stays."
-            ) from None
-        except ray.exceptions.RayTaskError as error:
-            if isinstance(error.cause, HeadraceError):
-                raise error.cause from None
-            raise HeadraceError(f"{who} cannot take new weights ({error.cause}).", "The checkpoint stays.") from None
+        return answer(ref, self._seconds, who=who, task="take new weights", key="rollout.stall_seconds")
 
 
 def start_engines(options: RolloutOptions, model: str, longest: int, threads: int, dtype: str) -> list[Any]:

@@ -11,7 +11,6 @@ from typing import Any
 from upath import UPath
 
 from engine.artifacts import Parent, is_model, publish_model, read_model
-from engine.errors import DeadlineExceeded, HeadraceError
 from engine.finetune.checkpoints import Checkpoints, State
 from engine.finetune.loop import agree
 from engine.finetune.lora import with_adapter
@@ -29,6 +28,7 @@ from engine.rlhf.recipe import RlhfRecipe
 from engine.rlhf.rewards import Answer, CombinedReward
 from engine.rlhf.rollouts import ActorRollouts, LocalRollouts, Rollouts
 from engine.rlhf.transport import ObjectStore
+from engine.rlhf.waiting import answer
 from engine.rlhf.weights import export_critic, for_engines, load_weights, save_weights
 
 
@@ -71,27 +71,13 @@ class _Scorer:
         self._actor, self._seconds = actor, seconds
 
     def scores(self, answers: list[Answer], watched: bool) -> tuple[list[float], dict[str, list[float]]]:
-        import ray
-
-        try:
-            found: tuple[list[float], dict[str, list[float]]] = ray.get(
-                self._actor.scores.remote(answers, watched), timeout=self._seconds
-            )
-        except ray.exceptions.GetTimeoutError:
-            raise DeadlineExceeded(
-                f"The rewards have not scored {len(answers):,} responses within {self._seconds:g} s.",
-                "Raise stall_seconds if that may be; the same command goes on from the last checkpoint.",
-            ) from None
-        except ray.exceptions.RayTaskError as error:
-            if isinstance(error.cause, HeadraceError):
-                raise error.cause from None
-            raise HeadraceError(
-                f"The rewards failed ({str(error.cause)[:300]}).", "The last checkpoint stays."
-            ) from None
-        except ray.exceptions.RayActorError as error:
-            raise HeadraceError(
-                f"The rewards' process died ({str(error)[:200]}).", "The same command goes on from the last checkpoint."
-            ) from None
+        found: tuple[list[float], dict[str, list[float]]] = answer(
+            self._actor.scores.remote(answers, watched),
+            self._seconds,
+            who="The rewards' process",
+            task=f"score {len(answers):,} responses",
+            key="stall_seconds",
+        )
         return found
 
 

@@ -11,11 +11,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-import torch
 from ray.cluster_utils import Cluster
-from transformers import LlamaConfig, LlamaForCausalLM
-
-from engine.models import load_tokenizer, save_model
 
 ROOT = Path(__file__).parents[2]
 STEPS = 40
@@ -23,20 +19,14 @@ STEPS = 40
 
 @pytest.mark.timeout(900)
 @pytest.mark.skipif("HEADRACE_CHAOS_KILLS" not in os.environ, reason="minutes; part of `make chaos`")
-def test_a_lost_machine_costs_only_the_steps_since_the_checkpoint(tmp_path, monkeypatch):
+def test_a_lost_machine_costs_only_the_steps_since_the_checkpoint(tmp_path, make_llama, monkeypatch):
     monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
-    tokenizer = load_tokenizer("pkg:smollm2-135m")
-    torch.manual_seed(0)
-    config = LlamaConfig(
-        vocab_size=49152, hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=2,
-        max_position_embeddings=128, tie_word_embeddings=True,
-    )  # fmt: skip
-    save_model(LlamaForCausalLM(config), tokenizer, tmp_path / "model")
+    model = make_llama(hidden_size=32, intermediate_size=64, num_hidden_layers=2)
     rows = [{"prompt": f"Count to {at}.", "response": " ".join(map(str, range(at % 30)))} for at in range(1, 200)]
     pq.write_table(pa.Table.from_pylist(rows), tmp_path / "rows.parquet")
     recipe = {
         "runs": str(tmp_path / "runs"),
-        "model": str(tmp_path / "model"),
+        "model": str(model),
         "source": {"paths": [str(tmp_path / "rows.parquet")], "roots": [str(tmp_path)]},
         "format": "responses",
         "tokens": {"window": 128, "held_out": 0.1},

@@ -21,12 +21,10 @@ import psutil
 import pyarrow.parquet as pq
 import pytest
 import ray
-import torch
-from transformers import LlamaConfig, LlamaForCausalLM
 
 from engine.config import write_yaml
 from engine.errors import DeadlineExceeded
-from engine.models import load_causal_lm, load_tokenizer, save_model
+from engine.models import load_causal_lm, load_tokenizer
 from engine.observe import read_metrics
 from engine.rlhf.engines import Drawing, TransformersRollout, make_engine
 from engine.rlhf.rollouts import ActorRollouts, EngineActor, Probe
@@ -40,18 +38,9 @@ pytestmark = [
 
 
 @pytest.fixture(scope="module")
-def model(tmp_path_factory):
-    """A small Llama that vLLM takes, with SmolLM2's tokenizer."""
-    folder = tmp_path_factory.mktemp("model")
-    tokenizer = load_tokenizer("pkg:smollm2-135m")
-    torch.manual_seed(0)
-    config = LlamaConfig(
-        vocab_size=49152, hidden_size=64, intermediate_size=128, num_hidden_layers=2, num_attention_heads=2,
-        max_position_embeddings=1024, tie_word_embeddings=True, eos_token_id=tokenizer.eos_token_id,
-        bos_token_id=tokenizer.bos_token_id, pad_token_id=tokenizer.pad_token_id,
-    )  # fmt: skip
-    save_model(LlamaForCausalLM(config), tokenizer, folder)
-    return folder
+def model(make_llama):
+    """A small Llama that vLLM takes."""
+    return make_llama(hidden_size=64, intermediate_size=128, max_position_embeddings=1024)
 
 
 @pytest.fixture

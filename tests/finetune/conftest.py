@@ -1,4 +1,4 @@
-"""A small model with a real tokenizer, and rows to train it on."""
+"""Rows to train a small model on, and recipes for it."""
 
 import hashlib
 import os
@@ -17,28 +17,9 @@ from engine.finetune.job import FineTuningJob, _Job
 from engine.finetune.tokenise import Tokenise
 from engine.finetune.work import train_worker
 from engine.lintseq import sample_edit_sequence
-from engine.models import load_tokenizer, save_model
 from engine.runs import Invocation
 from engine.storage import locate
 from jobs.registry import load_job
-
-
-@pytest.fixture(scope="session")
-def small(tmp_path_factory):
-    """A directory with a Llama of a few thousand parameters beside its embedding, and SmolLM2's tokenizer."""
-    import torch
-    from transformers import LlamaConfig, LlamaForCausalLM
-
-    folder = tmp_path_factory.mktemp("small")
-    tokenizer = load_tokenizer("pkg:smollm2-135m")
-    torch.manual_seed(0)
-    config = LlamaConfig(
-        vocab_size=49152, hidden_size=16, intermediate_size=32, num_hidden_layers=2, num_attention_heads=2,
-        max_position_embeddings=512, tie_word_embeddings=True, pad_token_id=tokenizer.pad_token_id,
-        bos_token_id=tokenizer.bos_token_id, eos_token_id=tokenizer.eos_token_id,
-    )  # fmt: skip
-    save_model(LlamaForCausalLM(config), tokenizer, folder)
-    return folder
 
 
 def programs(count):
