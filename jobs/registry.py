@@ -17,6 +17,7 @@ JOBS = {
     "lintseq": "Refactor programs into sequences of error-free edits.",
     "sft": "Fine-tune a causal language model on demonstrations, edits, programs or text.",
     "reward-model": "Train a model that gives texts one score, from preferences or labels.",
+    "value-network": "Train a small model whose logits, added to a frozen one's, stand for fine-tuning it.",
     "rlhf": "Align a language model with rewards, by PPO with macro actions.",
     "evaluate": "Measure a model: HumanEval in a sandbox, perplexity, reward, win rates, robustness.",
     "pipeline": "Walk a list of jobs, each one's output handed to the next.",

@@ -16,6 +16,9 @@ import pytest
 from engine.cluster import session
 from engine.cluster.reaper import clear
 
+# Tests run in two processes, each with Ray's workers: threads that spin while they wait would take the others' cores.
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+
 TOKEN = "0123456789abcdef" * 4
 AUTOSCALING = """
 cluster_name: test
@@ -86,7 +89,7 @@ def make_llama(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
     """`make_llama(**sizes)`: a directory with a Llama of a few thousand parameters beside its embedding, and SmolLM2's
     tokenizer."""
 
-    def made(**sizes: int) -> Path:
+    def made(**sizes: float) -> Path:
         import torch
         from transformers import LlamaConfig, LlamaForCausalLM
 

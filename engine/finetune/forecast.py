@@ -7,6 +7,7 @@ model caps its logits. Left out: what Python and its libraries take, for which h
 `engine.finetune.job` and `engine.rlhf.memory`.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -48,16 +49,18 @@ def forecast(
     window: int,
     scorer: bool,
     layers: int | None = None,
+    beside: Sequence[Any] = (),
 ) -> Memory:
     """The memory of one worker; `config` is the model's, of transformers. `scorer`: one output instead of logits;
-    `layers`: the last so many learn, and nothing else."""
+    `layers`: the last so many learn, and nothing else; `beside`: configurations of models that are only
+    read."""
     import torch
     from transformers import AutoModel
 
     from engine.finetune.head import CHUNK
 
     with torch.device("meta"):
-        body = AutoModel.from_config(config)
+        body, *frozen = [AutoModel.from_config(each) for each in (config, *beside)]
     text = config.get_text_config()
     embedding = text.vocab_size * text.hidden_size
     head = 0 if scorer or getattr(config, "tie_word_embeddings", False) else embedding
@@ -70,6 +73,10 @@ def forecast(
     width = 2 if dtype == "bfloat16" else 4
     shared = parallel.least
     weights = parameters * width // (shared if parallel.zero == 3 else 1)
+    # Each worker has all of them; a head that is not the embedding is counted too.
+    for other, read in zip(beside, frozen, strict=True):
+        apart = 0 if getattr(other, "tie_word_embeddings", False) else read.get_input_embeddings().weight.numel()
+        weights += (sum(each.numel() for each in read.parameters()) + apart) * width
     gradients = trained * width // (shared if parallel.zero >= 2 else 1)
     copies = 8 + (4 if width == 2 or parallel.zero else 0)
     optimiser = trained * copies // (shared if parallel.zero else 1)

@@ -56,8 +56,7 @@ class LossHead(torch.nn.Linear):
 
 def use_loss_head(model: Any) -> Any:
     """Make the head of a causal LM a `LossHead` where its logits are the model's, unscaled and uncapped; the model."""
-    head = model.get_output_embeddings()
-    if type(head) is torch.nn.Linear and head.bias is None and _gives_logits(model, head):
+    if (head := plain_head(model)) is not None:
         head.__class__ = LossHead
     return model
 
@@ -66,6 +65,13 @@ def loss_head(model: Any) -> LossHead | None:
     """The head of a model (or of what DeepSpeed made of one), if it gives losses."""
     head = getattr(model, "module", model).get_output_embeddings()
     return head if isinstance(head, LossHead) else None
+
+
+def plain_head(model: Any) -> torch.nn.Linear | None:
+    """The head of a causal LM where what it gives are the model's logits, unscaled and uncapped."""
+    head = model.get_output_embeddings()
+    plain = type(head) is torch.nn.Linear and head.bias is None and _gives_logits(model, head)
+    return head if plain else None
 
 
 def _gives_logits(model: Any, head: torch.nn.Linear) -> bool:

@@ -12,8 +12,9 @@ import hashlib
 import json
 import math
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from upath import UPath
@@ -32,7 +33,7 @@ from engine.finetune.recipe import FineTuningRecipe
 from engine.finetune.report import HINTS, write_report
 from engine.finetune.reruns import interruptible, is_published, published_before
 from engine.finetune.tokenise import OTHER_LABEL, SCHEMA, GivenAway, Tokenise, TokensRecipe, statistics, tokenizer_for
-from engine.finetune.work import Assignment, train_worker
+from engine.finetune.work import Assignment, MakeTask, task_by_format, train_worker
 from engine.finetune.workers import run_workers
 from engine.models import fingerprint, portable, resolve, tokenizer_fingerprint
 from engine.observe import Stopwatch, configure_logging
@@ -43,11 +44,15 @@ from engine.storage import is_local, writable
 
 @dataclass(frozen=True)
 class FineTuningJob:
-    """One kind of job: its name, and what must not be trained on."""
+    """One kind of job: its name, what must not be trained on, what is learnt, which other models that reads, by name,
+    and the configuration of what is trained, given the recipe and that of what it starts from."""
 
     name: str
     given_away: GivenAway | None = None
     next_command: Callable[[UPath], str] = lambda model: ""
+    make_task: MakeTask = task_by_format
+    others: Callable[[Any], Mapping[str, str]] = lambda recipe: {}
+    shape: Callable[[Any, Any], Any] = lambda recipe, config: config
 
 
 def run_fine_tuning(job: FineTuningJob, recipe: FineTuningRecipe, call: Invocation) -> Outcome:
@@ -79,12 +84,15 @@ class _Job:
             self.tokenizer = tokenizer_for(recipe.model, recipe.format, recipe.tokens)
             self.template = _hash(self.tokenizer.chat_template or "")
             folder = resolve(recipe.model)
-            self.base = fingerprint(folder)
-            self.memory = self._memory(str(folder))
+            others = {name: str(resolve(each)) for name, each in job.others(recipe).items()}
+            self.models = {name: fingerprint(Path(each)) for name, each in {"base": str(folder), **others}.items()}
+            self.memory = self._memory(str(folder), list(others.values()))
         self.identity = Identity(
             job=job.name,
             recipe_fingerprint=recipe.fingerprint(),
-            inputs_fingerprint=_hash(plan.fingerprint(), self.base, tokenizer_fingerprint(folder), self.template),
+            inputs_fingerprint=_hash(
+                plan.fingerprint(), *self.models.values(), tokenizer_fingerprint(folder), self.template
+            ),
             shards=0,
         )
 
@@ -176,21 +184,31 @@ class _Job:
             output=str(self.output),
             inputs_fingerprint=self.identity.inputs_fingerprint,
             parents=(*self.parents, artifacts.Parent(uri=str(dataset.path), fingerprint=dataset.fingerprint)),
-            base_fingerprint=self.base,
+            models=self.models,
+            make_task=self.job.make_task,
         )
 
     def _rows(self, dataset: Dataset) -> int:
         """Examples to learn from in an epoch."""
         return int(dataset.rows - dataset.manifest.statistics["held_out"]) // self._tokens_recipe().copies
 
-    def _memory(self, folder: str) -> Memory:
+    def _memory(self, folder: str, others: list[str]) -> Memory:
         from transformers import AutoConfig
 
         recipe = self.recipe
-        config = AutoConfig.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
+        config, *beside = [
+            AutoConfig.from_pretrained(each, trust_remote_code=False, local_files_only=True)
+            for each in (folder, *others)
+        ]
         scorer = recipe.format in ("pairs", "labels")
         return forecast(
-            config, recipe.training.dtype, recipe.parallel, recipe.lora, window=recipe.tokens.window, scorer=scorer
+            self.job.shape(recipe, config),
+            recipe.training.dtype,
+            recipe.parallel,
+            recipe.lora,
+            window=recipe.tokens.window,
+            scorer=scorer,
+            beside=beside,
         )
 
     def _demands(self) -> list[Demand]:
@@ -202,7 +220,8 @@ class _Job:
 
     def _origin(self) -> tuple[dict[str, Any], dict[str, str]]:
         """What the run is made from, by name, to tell what has changed."""
-        return self.recipe.model_dump(mode="json"), {**self.inputs, "model": self.base}
+        models = {"model" if name == "base" else name: each for name, each in self.models.items()}
+        return self.recipe.model_dump(mode="json"), {**self.inputs, **models}
 
     def _changed(self) -> str:
         return Ledger(self.home.path).changed(self.identity, *self._origin())

@@ -3,8 +3,8 @@
 What a step trains on depends on its number alone (`engine.finetune.order`), so a training that was killed goes on from
 its last checkpoint as if nothing had been. What is learnt, and from what, a `Task` says: the loop is blind to it.
 
-Left out: the tasks (`engine.finetune.sft`, `engine.finetune.reward`), and who starts the workers
-(`engine.finetune.job`).
+Left out: the tasks (`engine.finetune.sft`, `engine.finetune.reward`, `engine.value_network.training`), and who starts
+the workers (`engine.finetune.job`).
 """
 
 import math
@@ -45,8 +45,8 @@ class Task(Protocol):
     examples: int
     """How many there are to learn from; an example is what `TrainingOptions.examples` counts."""
 
-    def portion(self, indices: Indices, epochs: Indices, rank: int, workers: int) -> Portion:
-        """A worker's part of these examples, each read in its epoch."""
+    def portion(self, step: int, indices: Indices, epochs: Indices, rank: int, workers: int) -> Portion:
+        """A worker's part of a step's examples, each read in its epoch; steps count from 0."""
 
     def row_loss(self, model: Any, row: Any) -> Any:
         """The sum of the losses of a micro-batch, a scalar tensor."""
@@ -59,6 +59,9 @@ class Task(Protocol):
 
     def save(self, model: Any, weights: dict[str, Any], folder: Path) -> None:
         """Write a model's weights (on the first worker)."""
+
+    def export(self, weights: Path, folder: Path) -> None:
+        """Write saved weights as the directory that is published."""
 
 
 @dataclass(frozen=True)
@@ -125,7 +128,7 @@ class _Loop:
         while not self.state.ended:
             started, step = time.monotonic(), self.state.steps
             indices, epochs = order.take(step * plan.training.examples, plan.training.examples)
-            portion = self.task.portion(indices, epochs, self.rank, self.workers)
+            portion = self.task.portion(step, indices, epochs, self.rank, self.workers)
             _seed(plan.seed, step, self.rank)
             stepped = self.learner.step(portion.rows, portion.weight, self.task.row_loss)
             self._note(stepped, portion, indices, time.monotonic() - started)

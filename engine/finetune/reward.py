@@ -70,7 +70,7 @@ class RewardTraining:
         self._padding = pad_with_another_than_eos(tokenizer)
         self._calibration: Calibration | None = None
 
-    def portion(self, indices: Indices, epochs: Indices, rank: int, workers: int) -> Portion:
+    def portion(self, step: int, indices: Indices, epochs: Indices, rank: int, workers: int) -> Portion:
         """See `Task`."""
         rows_NC = self._store.train[indices]
         batches = share(self._batches(rows_NC), workers)[rank]
@@ -135,7 +135,7 @@ class RewardTraining:
             (folder / CALIBRATION).write_text(self._calibration.model_dump_json(indent=1))
 
     def export(self, weights: Path, folder: Path) -> None:
-        """Write saved weights as an ordinary Hugging Face directory, an adapter merged, with its calibration."""
+        """See `Task`: an ordinary Hugging Face directory, an adapter merged, with its calibration."""
         model = self.load(weights)
         save_model(merged(model) if self._lora else model, self._tokenizer, folder)
         if (weights / CALIBRATION).exists():

@@ -3,18 +3,17 @@
 Left out: how rows became tokens (`engine.finetune.tokenise`). Called by `engine.finetune.job`.
 """
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from engine.finetune.attention import keeps_apart, use_packed_attention
-from engine.finetune.batches import Row, make_row, next_token_loss
+from engine.finetune.batches import Row, next_token_loss
 from engine.finetune.learner import Learner
 from engine.finetune.loop import LOSS, Portion
 from engine.finetune.lora import merged, save_adapter, with_adapter
 from engine.finetune.options import LoraOptions
 from engine.finetune.order import Indices
-from engine.finetune.packing import pack, share
+from engine.finetune.rows import PackedExamples
 from engine.finetune.store import TokenStore
 from engine.models import load_causal_lm, load_tokenizer, save_model
 from engine.observe import get_logger
@@ -43,14 +42,12 @@ class FineTuning:
         recompute: bool = False,
     ) -> None:
         self.examples = len(store.train)
-        self._store, self._model, self._tokenizer, self._capacity = store, model, tokenizer, capacity
+        self._examples, self._model, self._tokenizer = PackedExamples(store, capacity), model, tokenizer
         self._dtype, self._lora, self._recompute = dtype, lora, recompute
-        self._apart = True
 
-    def portion(self, indices: Indices, epochs: Indices, rank: int, workers: int) -> Portion:
+    def portion(self, step: int, indices: Indices, epochs: Indices, rank: int, workers: int) -> Portion:
         """See `Task`."""
-        train = self._store.train
-        return self._portion([int(each) for each in train[indices, epochs % train.shape[1]]], rank, workers)
+        return self._examples.drawn(indices, epochs, rank, workers)
 
     def row_loss(self, model: Any, row: Row) -> "torch.Tensor":
         """See `Task`."""
@@ -60,11 +57,8 @@ class FineTuning:
         """See `Task`: nats per token with loss."""
         import torch
 
-        numbers = [int(each) for each in self._store.held_out[:, 0]]
-        if not numbers:
-            return {}
-        portion = self._portion(numbers, torch.distributed.get_rank(), learner.workers)
-        return {LOSS: learner.mean_loss(portion.rows, portion.weight, self.row_loss)}
+        portion = self._examples.held_out(torch.distributed.get_rank(), learner.workers)
+        return {LOSS: learner.mean_loss(portion.rows, portion.weight, self.row_loss)} if portion else {}
 
     def load(self, weights: Path | None) -> Any:
         """See `Task`."""
@@ -78,8 +72,8 @@ class FineTuning:
             if self._lora:
                 model = with_adapter(model, self._lora, new_tokens=new, head=[], saved=weights)
         use_loss_head(use_packed_attention(model))
-        self._apart = keeps_apart(model)
-        if not self._apart:
+        self._examples.apart = keeps_apart(model)
+        if not self._examples.apart:
             _log.info("each example has a row of its own: %s would let them see each other", type(model).__name__)
         if self._recompute:
             model.gradient_checkpointing_enable({"use_reentrant": False})
@@ -94,32 +88,9 @@ class FineTuning:
             save_model(model, self._tokenizer, folder, weights)
 
     def export(self, weights: Path, folder: Path) -> None:
-        """Write saved weights as an ordinary Hugging Face directory, an adapter merged."""
+        """See `Task`: an ordinary Hugging Face directory, an adapter merged."""
         model = self.load(weights)
         save_model(merged(model) if self._lora else model, self._tokenizer, folder)
-
-    def _portion(self, numbers: list[int], rank: int, workers: int) -> Portion:
-        store = self._store
-        lengths = [store.length(number) for number in numbers]
-        packed = pack(lengths, self._capacity) if self._apart else [[at] for at in range(len(lengths))]
-        rows = share(packed, workers)[rank]
-        weight = int(store.loss_tokens[numbers].sum())
-        # Made one at a time as the learner comes to them.
-        made = _Lazily(store, [[numbers[at] for at in row] for row in rows])
-        return Portion(made, weight, sum(lengths))
-
-
-class _Lazily(Sequence[Row]):
-    """Rows that are made when they are asked for: a step may be many of them."""
-
-    def __init__(self, store: TokenStore, rows: list[list[int]]) -> None:
-        self._store, self._rows = store, rows
-
-    def __len__(self) -> int:
-        return len(self._rows)
-
-    def __getitem__(self, at: Any) -> Any:
-        return make_row([self._store[number] for number in self._rows[at]])
 
 
 def grow(model: Any, tokenizer: "PreTrainedTokenizerBase", known: "PreTrainedTokenizerBase") -> list[int]:

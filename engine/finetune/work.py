@@ -7,22 +7,29 @@ Left out: the loop (`engine.finetune.loop`), and who starts workers (`engine.fin
 import contextlib
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from upath import UPath
 
 from engine.artifacts import Parent, publish_model, read_dataset
 from engine.finetune.checkpoints import Checkpoints, State
-from engine.finetune.loop import Plan, total_steps, train
+from engine.finetune.loop import Plan, Task, total_steps, train
 from engine.finetune.recipe import FineTuningRecipe
 from engine.finetune.reward import RewardTraining
 from engine.finetune.sft import FineTuning
 from engine.finetune.store import TokenStore
 from engine.finetune.tokenise import tokenizer_for
 from engine.storage import is_local, storage_errors
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+
+MakeTask = Callable[[Any, TokenStore, "PreTrainedTokenizerBase", int], Task]
+"""Recipe, examples, tokenizer and number of steps -> what is learnt, in a worker."""
 
 
 @dataclass(frozen=True)
@@ -36,7 +43,8 @@ class Assignment:
     output: str
     inputs_fingerprint: str
     parents: tuple[Parent, ...]
-    base_fingerprint: str
+    models: Mapping[str, str]
+    make_task: MakeTask
 
 
 def train_worker(assignment: Assignment) -> None:
@@ -47,22 +55,26 @@ def train_worker(assignment: Assignment) -> None:
     torch.set_num_threads(max(1, int(recipe.parallel.cpus)))
     store = TokenStore.of(read_dataset(UPath(assignment.tokens)), recipe.training.measured)
     tokenizer = tokenizer_for(recipe.model, recipe.format, recipe.tokens)
-    capacity = recipe.parallel.tokens_per_device
-    shared: Any = {"dtype": recipe.training.dtype, "lora": recipe.lora, "recompute": recipe.parallel.recompute}
-    task: FineTuning | RewardTraining
-    if recipe.format in ("pairs", "labels"):
-        pairs = recipe.format == "pairs"
-        task = RewardTraining(store, recipe.model, tokenizer, capacity, pairs=pairs, **shared)
-    else:
-        task = FineTuning(store, recipe.model, tokenizer, capacity, **shared)
-    steps = total_steps(recipe.training, task.examples)
+    steps = total_steps(recipe.training, len(store.train))
+    task = assignment.make_task(recipe, store, tokenizer, steps)
     plan = Plan(recipe.seed, steps, recipe.training, recipe.optimiser, recipe.parallel)
     state = train(task, plan, home)
     if torch.distributed.get_rank() == 0:
         _publish(assignment, task, state)
 
 
-def _publish(assignment: Assignment, task: FineTuning | RewardTraining, state: State) -> None:
+def task_by_format(
+    recipe: FineTuningRecipe, store: TokenStore, tokenizer: "PreTrainedTokenizerBase", steps: int
+) -> Task:
+    """The tasks of `sft` and `reward-model`."""
+    capacity = recipe.parallel.tokens_per_device
+    shared: Any = {"dtype": recipe.training.dtype, "lora": recipe.lora, "recompute": recipe.parallel.recompute}
+    if recipe.format in ("pairs", "labels"):
+        return RewardTraining(store, recipe.model, tokenizer, capacity, pairs=recipe.format == "pairs", **shared)
+    return FineTuning(store, recipe.model, tokenizer, capacity, **shared)
+
+
+def _publish(assignment: Assignment, task: Task, state: State) -> None:
     """Publish the best weights there are."""
     recipe, home, output = assignment.recipe, UPath(assignment.home), UPath(assignment.output)
     best = state.best or state.steps
@@ -79,7 +91,7 @@ def _publish(assignment: Assignment, task: FineTuning | RewardTraining, state: S
             inputs_fingerprint=assignment.inputs_fingerprint,
             seed=recipe.seed,
             parents=assignment.parents,
-            models={"base": assignment.base_fingerprint},
+            models=assignment.models,
             counts={"steps": best, "examples": best * recipe.training.examples, "tokens": state.tokens},
             metrics={f"held-out {name}": value for name, value in measured.get(best, {}).items()},
         )

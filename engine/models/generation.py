@@ -202,19 +202,22 @@ class _Stop:
         return torch.tensor([bool(each) for each in self.ended], device=ids_BT.device)
 
 
-def start_vllm(folder: Path, *, at_once: int, longest: int = LONGEST, **more: Any) -> tuple[Any, int]:
-    """A vLLM engine in this process, and the most tokens that a prompt and its answer may have together; `more` are
-    keys of vLLM's own.
+def start_vllm(
+    folder: Path, *, at_once: int, longest: int = LONGEST, beside: Sequence[Path] = (), **more: Any
+) -> tuple[Any, int]:
+    """A vLLM engine in this process, and the most tokens that a prompt and its answer may have together; `beside` are
+    models that share its cache, `more` are keys of vLLM's own.
 
     On a CPU it computes in float32 and takes memory for the longest text, or `at_once` of 1,024 tokens, and no more.
     """
     import torch
     from transformers import AutoConfig
 
-    config = AutoConfig.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
-    longest = min(window(config), longest)
+    configs = [
+        AutoConfig.from_pretrained(each, trust_remote_code=False, local_files_only=True) for each in (folder, *beside)
+    ]
+    longest = min(longest, *map(window, configs))
     keys: dict[str, Any] = {"max_model_len": longest, "max_num_seqs": at_once, "seed": 0, "disable_log_stats": True}
-    keys |= more
     os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
     if not torch.cuda.is_available():
         # Read when vLLM is imported. Without a size for the cache it wants nearly all of the machine's memory.
@@ -222,14 +225,14 @@ def start_vllm(folder: Path, *, at_once: int, longest: int = LONGEST, **more: An
         keys |= {
             "dtype": "float32",
             "enforce_eager": True,
-            "kv_cache_memory_bytes": cache_bytes(config, at_once, longest),
+            "kv_cache_memory_bytes": sum(cache_bytes(config, at_once, longest) for config in configs),
             # A prompt read in two steps would draw once too often: a seeded generator on a CPU cannot take that back.
             "enable_chunked_prefill": False,
             "max_num_batched_tokens": max(longest, _READ_AT_ONCE),
         }
     from vllm import LLM
 
-    return LLM(model=str(folder), trust_remote_code=False, **keys), longest
+    return LLM(model=str(folder), trust_remote_code=False, **{**keys, **more}), longest
 
 
 def cache_bytes(config: Any, at_once: int, longest: int) -> int:

@@ -41,7 +41,7 @@ ROWS = {
     "responses": lambda at, row: {"prompt": row["instruction"], "response": row["program"]},
     "text": lambda at, row: {"text": row["program"] * 5},
     "pairs": lambda at, row: {"prompt": row["instruction"], "chosen": "good good", "rejected": "bad"},
-    "labels": lambda at, row: {"text": "good" if at % 2 else "bad", "label": at % 2},
+    "labels": lambda at, row: {"text": f"{at}: {'good good' if at % 2 else 'bad bad'}", "label": at % 2},
 }
 
 

@@ -1,0 +1,78 @@
+"""Which request of vLLM's batch has which beta, as its older runner tells logits processors before each step.
+
+Left out: what beta does (`engine.value_network.architecture`), and vLLM's newer runner
+(`engine.value_network.betas_gpu`). Both halves live in one process: the runner's.
+
+Shapes: R requests, V vocabulary.
+"""
+
+import math
+from typing import Any
+
+from vllm.v1.sample.logits_processor import LogitsProcessor, MoveDirectionality
+
+BETA = "value_beta"
+"""A request's extra argument."""
+DEFAULT = 1.0
+
+
+def beta_of(params: Any) -> float:
+    """The beta of a request's sampling parameters. Raises `ValueError` for what is none."""
+    said = (params.extra_args or {}).get(BETA, DEFAULT)
+    # JSON has no other numbers; true would pass for one.
+    if isinstance(said, bool) or not isinstance(said, int | float) or not math.isfinite(said) or said < 0:
+        raise ValueError(f"{BETA} must be a number of at least 0, not {said!r}.")
+    return float(said)
+
+
+class Betas:
+    """The betas of a batch by the place of each request."""
+
+    def __init__(self) -> None:
+        self._by_place: dict[int, float] = {}
+
+    def update(self, change: Any) -> None:
+        """Follow what vLLM says has changed: first who has gone, then who has come, then who has moved."""
+        for place in change.removed:
+            self._by_place.pop(place, None)
+        for place, params, _, _ in change.added:
+            self._by_place[place] = beta_of(params)
+        for one, other, direction in change.moved:
+            first, second = self._by_place.pop(one, None), self._by_place.pop(other, None)
+            if first is not None:
+                self._by_place[other] = first
+            if second is not None and direction == MoveDirectionality.SWAP:
+                self._by_place[one] = second
+
+    def of_batch(self, requests: int) -> list[float]:
+        """The betas of the first so many places, (R,)."""
+        return [self._by_place.get(place, DEFAULT) for place in range(requests)]
+
+
+BETAS = Betas()
+"""Those of this process's engine."""
+
+
+class BetaProcessor(LogitsProcessor):  # type: ignore[misc]
+    """Changes no logits: it only hears of requests."""
+
+    def __init__(self, vllm_config: Any, device: Any, is_pin_memory: bool) -> None:
+        self._betas = BETAS
+
+    @classmethod
+    def validate_params(cls, sampling_params: Any) -> None:
+        """Refuse a wrong beta before the request goes anywhere."""
+        beta_of(sampling_params)
+
+    def apply(self, logits: Any) -> Any:
+        """Logits as they are."""
+        return logits
+
+    def is_argmax_invariant(self) -> bool:
+        """It is."""
+        return True
+
+    def update_state(self, batch_update: Any) -> None:
+        """Called before each step."""
+        if batch_update:
+            self._betas.update(batch_update)

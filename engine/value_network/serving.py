@@ -1,0 +1,52 @@
+"""Settings that make vLLM serve a base with a value network; and the check that the two belong together.
+
+Left out: the engine itself (vLLM), HTTP (`serve_apps`). Called by `headrace generate` and the endpoint.
+"""
+
+from pathlib import Path
+from typing import Any
+
+from engine.errors import SourceError
+from engine.models import load_tokenizer, resolve
+from engine.value_network.card import read_card, vocabulary_fingerprint
+from engine.value_network.plugin import ARCHITECTURE, register
+
+PROCESSOR = "engine.value_network.betas:BetaProcessor"
+"""What hears of requests' betas (`engine.value_network.betas`), by the name vLLM imports it by."""
+SERVED = ("residual", "linear_probe")
+"""Connections that vLLM can run: the others need the base's logits before the value network begins."""
+
+
+def vllm_settings(base: str, value: str) -> tuple[Path, dict[str, Any]]:
+    """The directory of the base, and what else `engine.models.start_vllm` is given.
+
+    Raises `SourceError` for a pair that does not fit.
+    """
+    from transformers import AutoConfig
+
+    folder, added = resolve(base), resolve(value)
+    card = read_card(added)
+    if card.connection not in SERVED:
+        raise SourceError(
+            f"{value} is connected as {card.connection}, which waits for the base's logits: vLLM cannot run it.",
+            f"Train one with connection {' or '.join(SERVED)}, or use engine: transformers.",
+        )
+    if card.vocabulary != vocabulary_fingerprint(load_tokenizer(base)):
+        raise SourceError(
+            f"{value} and {base} have different tokenizers: the same id is another token there.",
+            "Serve it with a base of its own family, or use engine: transformers with a bridge.",
+        )
+    config = AutoConfig.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
+    register()
+    overrides: dict[str, Any] = {
+        "architectures": [ARCHITECTURE],
+        "base_architectures": list(config.architectures),
+        "value_network": str(added),
+    }
+    settings: dict[str, Any] = {
+        "hf_overrides": overrides,
+        "logits_processors": ["engine.value_network.betas:BetaProcessor"],
+    }
+    if card.connection != "linear_probe":
+        settings["beside"] = [added]
+    return folder, settings

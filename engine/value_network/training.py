@@ -1,0 +1,189 @@
+"""A value network as a task of the loop: what it adds to frozen bases is learnt from the tokens of demonstrations.
+
+With several bases each step has one of them, in turn or in stages, by the step's number: so a resumed training goes on
+with the right one. What is measured is the cross-entropy of the mix on held-out examples, with each base, beside that
+of the base alone.
+
+Left out: networks and loss (`engine.value_network.networks`, `engine.value_network.losses`). Called by the training
+workers of `engine.finetune`.
+
+Shapes: T tokens of a row, L positions.
+"""
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from engine.finetune.attention import keeps_apart, use_packed_attention
+from engine.finetune.batches import IGNORED, Row
+from engine.finetune.learner import Learner
+from engine.finetune.loop import LOSS, Portion
+from engine.finetune.lora import merged, save_adapter, with_adapter
+from engine.finetune.order import Indices
+from engine.finetune.rows import Lazily, PackedExamples
+from engine.finetune.store import TokenStore
+from engine.models import kept_layers, load_causal_lm, prune_layers, save_model
+from engine.value_network.card import Card, vocabulary_fingerprint
+from engine.value_network.losses import Goal
+from engine.value_network.networks import FrozenBase, Probe, load_probe, use_value_head, value_loss
+from engine.value_network.recipe import ValueRecipe
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+
+@dataclass(frozen=True)
+class ValueRow:
+    """A row of examples, the number of the base it is learnt with, and what a position's penalty weighs."""
+
+    row: Row
+    base: int
+    weight: float
+
+    def to(self, device: Any) -> "ValueRow":
+        """The same on a device."""
+        return replace(self, row=self.row.to(device))
+
+
+class ValueTraining:
+    """Trains a value network on the examples of a store, in `total` steps."""
+
+    def __init__(
+        self, store: TokenStore, tokenizer: "PreTrainedTokenizerBase", recipe: ValueRecipe, total: int, device: Any
+    ) -> None:
+        self.examples = len(store.train)
+        self._examples, self._tokenizer = PackedExamples(store, recipe.parallel.tokens_per_device), tokenizer
+        self._recipe, self._total, self._device = recipe, total, device
+        self._bases: list[FrozenBase] = []
+        self._alone: list[float] = []
+
+    def portion(self, step: int, indices: Indices, epochs: Indices, rank: int, workers: int) -> Portion:
+        """See `Task`."""
+        count = len(self._recipe.bases)
+        base = step % count if self._recipe.curriculum == "alternate" else min(step * count // self._total, count - 1)
+        return self._with(self._examples.drawn(indices, epochs, rank, workers), base, self._recipe.penalty.weight)
+
+    def row_loss(self, model: Any, row: ValueRow) -> torch.Tensor:
+        """See `Task`."""
+        base, targets_T = self._bases[row.base], row.row.targets_1T[0]
+        if self._recipe.penalty.positions == "all" and row.weight:
+            at_L = torch.arange(len(targets_T), device=targets_T.device)
+        else:
+            at_L = (targets_T != IGNORED).nonzero()[:, 0]
+            # Without anything to learn a position is still needed: a worker takes part in every exchange.
+            at_L = at_L if len(at_L) else torch.zeros(1, dtype=torch.long, device=targets_T.device)
+        logits = base.logits(row.row, at_L)
+        targets_L = targets_T[at_L]
+        weight = row.weight if bool((targets_T != IGNORED).any()) else 0.0
+        goal = Goal(logits, targets_L, weight, self._recipe.penalty.norm)
+        loss: torch.Tensor = value_loss(model, self._recipe.connection, row.row, at_L, goal, base)
+        return loss
+
+    def measure(self, learner: Learner) -> dict[str, float]:
+        """See `Task`: nats per token with loss, of the mix with each base; `loss` is their mean."""
+        portion = self._examples.held_out(torch.distributed.get_rank(), learner.workers)
+        if portion is None:
+            return {}
+        mixed, alone = [], not self._alone
+        for at in range(len(self._bases)):
+            rows = self._with(portion, at, 0.0).rows
+            mixed.append(learner.mean_loss(rows, portion.weight, self.row_loss))
+            if alone:
+                self._alone.append(learner.mean_loss(rows, portion.weight, self._base_loss))
+        found = {LOSS: sum(mixed) / len(mixed), "loss of base alone": sum(self._alone) / len(self._alone)}
+        if len(mixed) > 1:
+            for at, (ours, theirs) in enumerate(zip(mixed, self._alone, strict=True), 1):
+                found |= {f"loss with base {at}": ours, f"loss of base {at} alone": theirs}
+        return found
+
+    def load(self, weights: Path | None) -> Any:
+        """See `Task`; the bases are loaded with it."""
+        recipe = self._recipe
+        lora = recipe.lora
+        model: Any
+        if recipe.connection == "linear_probe":
+            model = load_probe(weights) if weights else self._probe()
+            vocabulary = model.vocabulary
+        else:
+            fresh = weights is None or lora is not None
+            source = recipe.model if fresh else str(weights)
+            model = load_causal_lm(source, recipe.training.dtype)
+            if fresh and recipe.layers:
+                prune_layers(model, recipe.layers)
+            use_value_head(model, zero=fresh and recipe.zero_start)
+            vocabulary = model.get_output_embeddings().weight.shape[0]
+            if lora:
+                # A head that starts at zero is new, and no matrix beside it could stand for it.
+                model = with_adapter(model, lora, head=["lm_head"] if recipe.zero_start else [], saved=weights)
+            use_packed_attention(model)
+            if recipe.parallel.recompute:
+                model.gradient_checkpointing_enable({"use_reentrant": False})
+                model.enable_input_require_grads()
+        if not self._bases:
+            self._bases = [FrozenBase(each, recipe.base_dtype, vocabulary, self._device) for each in recipe.bases]
+        self._examples.apart = all(keeps_apart(each.lm) for each in self._bases)
+        if recipe.connection != "linear_probe":
+            self._examples.apart &= keeps_apart(model)
+        return model
+
+    def save(self, model: Any, weights: dict[str, Any], folder: Path) -> None:
+        """See `Task`."""
+        if isinstance(model, Probe):
+            model.save(folder, weights)
+            self._tokenizer.save_pretrained(folder)
+        elif self._recipe.lora:
+            save_adapter(model, weights, folder)
+        else:
+            save_model(model, self._tokenizer, folder, weights)
+
+    def export(self, weights: Path, folder: Path) -> None:
+        """Write saved weights as a directory of their own, an adapter merged, with a card that says how it is used."""
+        model = self.load(weights)
+        if isinstance(model, Probe):
+            model.save(folder)
+            self._tokenizer.save_pretrained(folder)
+        else:
+            save_model(merged(model) if self._recipe.lora else model, self._tokenizer, folder)
+        Card(connection=self._recipe.connection, vocabulary=vocabulary_fingerprint(self._tokenizer)).write(folder)
+
+    def _probe(self) -> Probe:
+        vocabulary = load_causal_lm(self._recipe.model, "float32").get_output_embeddings().weight.shape[0]
+        probe = Probe(vocabulary, self._recipe.probe_width)
+        if self._recipe.zero_start:
+            torch.nn.init.zeros_(probe.down.weight)
+        return probe.to(getattr(torch, self._recipe.training.dtype))
+
+    def _base_loss(self, model: Any, row: ValueRow) -> torch.Tensor:
+        """The base's own loss, the value network left out."""
+        targets_T = row.row.targets_1T[0]
+        at_L = (targets_T != IGNORED).nonzero()[:, 0]
+        logits = self._bases[row.base].logits(row.row, at_L)
+        return torch.nn.functional.cross_entropy(logits(slice(None)).float(), targets_T[at_L], reduction="sum")
+
+    def _with(self, portion: Portion, base: int, weight: float) -> Portion:
+        if self._recipe.penalty.positions == "all":
+            # The step's sum of losses is divided by its tokens with loss; the penalty is a mean over all of them.
+            weight *= portion.weight / portion.tokens
+        return replace(portion, rows=Lazily(portion.rows, lambda row: ValueRow(row, base, weight)))
+
+
+def value_config(recipe: Any, config: Any) -> Any:
+    """The configuration of what is trained, given that of what it starts from. Raises `RecipeError` for a wrong number
+    of layers."""
+    text = config.get_text_config(decoder=True)
+    if recipe.layers:
+        kept = kept_layers(text.num_hidden_layers, recipe.layers)
+        text.num_hidden_layers = len(kept)
+        if getattr(text, "layer_types", None):
+            text.layer_types = [text.layer_types[at] for at in kept]
+    if recipe.zero_start:
+        config.tie_word_embeddings = False
+    return config
+
+
+def value_task(recipe: Any, store: TokenStore, tokenizer: "PreTrainedTokenizerBase", total: int) -> ValueTraining:
+    """The task of a recipe, inside a worker."""
+    device = torch.device("cuda", torch.cuda.current_device()) if recipe.parallel.gpus else torch.device("cpu")
+    return ValueTraining(store, tokenizer, recipe, total, device)

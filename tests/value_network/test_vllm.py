@@ -1,0 +1,147 @@
+"""vLLM with a base and a value network: the transformers reference's tokens, whatever shares the batch."""
+
+import gc
+
+import pytest
+import torch
+
+from engine.errors import SourceError
+from engine.models import load_causal_lm, load_tokenizer, save_model
+from engine.models.generation import start_vllm
+from engine.value_network.card import Card, vocabulary_fingerprint
+from engine.value_network.networks import Probe, use_value_head
+from engine.value_network.reference import Mixture
+from engine.value_network.serving import vllm_settings
+
+pytestmark = [pytest.mark.vllm, pytest.mark.timeout(600), pytest.mark.filterwarnings("ignore")]
+TOKENS = 12
+BETAS = [0.0, 0.5, 1.0, 2.0]
+
+
+def _publish(source, folder, connection="residual", scale=4.0):
+    """A value network with a will of its own: what a small random model adds would not change a token."""
+    model = use_value_head(load_causal_lm(str(source)), zero=True)
+    torch.manual_seed(7)
+    torch.nn.init.normal_(model.get_output_embeddings().weight, std=scale)
+    tokenizer = load_tokenizer(str(source))
+    save_model(model, tokenizer, folder)
+    Card(connection=connection, vocabulary=vocabulary_fingerprint(tokenizer)).write(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def pair(make_llama, tmp_path_factory):
+    """A base, and a value network of other depth, width and heads."""
+    base = make_llama(hidden_size=64, intermediate_size=128, num_hidden_layers=2, initializer_range=0.2)
+    other = make_llama(
+        hidden_size=128, intermediate_size=96, num_hidden_layers=3, num_attention_heads=4, num_key_value_heads=2
+    )
+    return base, _publish(other, tmp_path_factory.mktemp("value"))
+
+
+@pytest.fixture(scope="module")
+def engine(pair):
+    folder, settings = vllm_settings(*map(str, pair))
+    # Prompts longer than a step's tokens are read in pieces; ten of them share their beginning.
+    chunked = {"enable_chunked_prefill": True, "max_num_batched_tokens": 64, "enable_prefix_caching": True}
+    engine, _ = start_vllm(folder, at_once=16, longest=512, **settings, **chunked)
+    yield engine
+    del engine
+    gc.collect()
+
+
+def _prompts(count):
+    torch.manual_seed(3)
+    lengths = torch.randint(2, 40, (count,)).tolist()
+    made = [torch.randint(100, 40000, (length,)).tolist() for length in lengths]
+    shared = torch.randint(100, 40000, (80,)).tolist()
+    return [shared + ids[:5] if at % 3 == 0 else ids for at, ids in enumerate(made)]
+
+
+def _asked(engine, prompts, betas, **more):
+    from vllm import SamplingParams
+
+    params = [
+        SamplingParams(temperature=0, max_tokens=TOKENS, ignore_eos=True, extra_args={"value_beta": beta}, **more)
+        for beta in betas
+    ]
+    outputs = engine.generate([{"prompt_token_ids": ids} for ids in prompts], params, use_tqdm=False)
+    return [list(each.outputs[0].token_ids) for each in outputs]
+
+
+def _wanted(mixture, prompt, beta):
+    mixture.forget()
+    ids, found = torch.tensor([prompt]), []
+    for _ in range(TOKENS):
+        found.append(int(mixture.logits(ids, None, beta)[0, -1].argmax()))
+        ids = torch.tensor([[found[-1]]])
+    return found
+
+
+def test_requests_with_different_betas_share_a_batch(engine, pair):
+    mixture, prompts = Mixture(*map(str, pair)), _prompts(48)
+    betas = [BETAS[at % len(BETAS)] for at in range(len(prompts))]
+    found = _asked(engine, prompts, betas)
+    wanted = [_wanted(mixture, prompt, beta) for prompt, beta in zip(prompts, betas, strict=True)]
+    assert found == wanted
+    alone = [_wanted(mixture, prompt, 0.0) for prompt in prompts]
+    changed = [one != other for one, other, beta in zip(wanted, alone, betas, strict=True) if beta]
+    assert sum(changed) > len(changed) / 2, "the value network has to matter for this to say anything"
+    # Once more, with what the cache holds from requests of other betas.
+    turned = betas[1:] + betas[:1]
+    assert _asked(engine, prompts, turned) == [
+        _wanted(mixture, prompt, beta) for prompt, beta in zip(prompts, turned, strict=True)
+    ]
+
+
+def test_a_request_that_says_nothing_has_all_of_it(engine, pair):
+    from vllm import SamplingParams
+
+    mixture, prompt = Mixture(*map(str, pair)), _prompts(4)[1]
+    params = SamplingParams(temperature=0, max_tokens=TOKENS, ignore_eos=True, prompt_logprobs=0)
+    (output,) = engine.generate([{"prompt_token_ids": prompt}], params, use_tqdm=False)
+    assert list(output.outputs[0].token_ids) == _wanted(mixture, prompt, 1.0)
+    mixture.forget()
+    wanted = mixture.logits(torch.tensor([prompt]))[0].log_softmax(-1)
+    found = [next(iter(each.values())).logprob for each in output.prompt_logprobs[1:]]
+    expected = wanted[:-1].gather(1, torch.tensor(prompt)[1:, None])[:, 0]
+    torch.testing.assert_close(torch.tensor(found), expected, atol=2e-4, rtol=0)
+
+
+@pytest.mark.parametrize("beta", [-1, float("nan"), float("inf"), "1", True, None])
+def test_a_beta_that_is_none_is_refused(engine, beta):
+    from vllm import SamplingParams
+    from vllm.exceptions import VLLMValidationError
+
+    params = SamplingParams(max_tokens=1, extra_args={"value_beta": beta})
+    with pytest.raises(VLLMValidationError, match="value_beta must be a number"):
+        engine.generate([{"prompt_token_ids": [5, 6]}], params, use_tqdm=False)
+
+
+def test_a_linear_probe_is_served_too(pair, tmp_path):
+    base, _ = pair
+    torch.manual_seed(5)
+    probe, tokenizer = Probe(49152, 8), load_tokenizer(str(base))
+    torch.nn.init.normal_(probe.down.weight, std=20.0)
+    probe.save(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    Card(connection="linear_probe", vocabulary=vocabulary_fingerprint(tokenizer)).write(tmp_path)
+    folder, settings = vllm_settings(str(base), str(tmp_path))
+    engine, _ = start_vllm(folder, at_once=8, longest=256, **settings)
+    mixture, prompts = Mixture(str(base), str(tmp_path)), _prompts(8)
+    betas = [BETAS[at % len(BETAS)] for at in range(len(prompts))]
+    wanted = [_wanted(mixture, prompt, beta) for prompt, beta in zip(prompts, betas, strict=True)]
+    assert _asked(engine, prompts, betas) == wanted
+    assert wanted[2] != _wanted(mixture, prompts[2], 0.0)
+
+
+def test_pairs_that_do_not_fit_are_refused(pair, tmp_path):
+    base, value = map(str, pair)
+    with pytest.raises(SourceError, match="is no value network"):
+        vllm_settings(value, base)
+    cascade = _publish(base, tmp_path / "cascade", "cascade")
+    with pytest.raises(SourceError, match="waits for the base's logits"):
+        vllm_settings(base, str(cascade))
+    Card(connection="residual", vocabulary="another").write(cascade)
+    with pytest.raises(SourceError, match="different tokenizers"):
+        vllm_settings(base, str(cascade))
