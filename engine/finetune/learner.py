@@ -10,7 +10,7 @@ Ray Train's workers, or in any process of its own.
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,8 @@ from engine.errors import HeadraceError
 from engine.finetune.options import OptimiserOptions, ParallelOptions
 from engine.finetune.pieces import PART, load_pieces, pieces_of, save_pieces
 
+_BUCKET_BYTES = 256 << 20
+"""Bytes of weights that ZeRO 3 puts together at a time."""
 _COMPILED = "deepspeed_shm_comm"
 """An extension for inference that DeepSpeed would compile when it is first started on a machine."""
 
@@ -86,7 +88,7 @@ class Learner:
     def step(self, rows: Sequence[Any], tokens: int, row_loss: RowLoss) -> Stepped:
         """One optimiser step; `rows` are this worker's, as many as every other's, `tokens` those of all workers.
 
-        Raises `HeadraceError` where the loss or the gradient is no number: the weights are then those of before.
+        Raises `HeadraceError` where the loss or the gradient is no number: nothing of that step is ever saved.
         """
         import torch
 
@@ -102,27 +104,34 @@ class Learner:
             if number == len(rows) - 1:
                 torch.distributed.all_reduce(total)
                 if not torch.isfinite(total):
-                    raise HeadraceError(
-                        f"The loss of step {self.steps + 1} is {total.item():g}.",
-                        "Lower optimiser.learning_rate, or look at that step's examples; the last checkpoint stays.",
-                    )
+                    raise self._no_number("loss", total.item())
             # DeepSpeed averages over workers, and each of them counts its share of the step's tokens.
             self.engine.backward(loss * (self.workers / tokens), scale_wrt_gas=False)
             norm = self._norm() if number == len(rows) - 1 else None
+            if norm is not None and not math.isfinite(norm):
+                raise self._no_number("gradient", norm)
             self.engine.step()
-        self.steps += 1
         if norm is None:  # with ZeRO the gradients are in pieces, and DeepSpeed puts their norm together
-            norm = self.engine.get_global_grad_norm()
-        return Stepped(total.item() / tokens, float(norm), rate)
+            norm = float(self.engine.get_global_grad_norm())
+            if not math.isfinite(norm):
+                raise self._no_number("gradient", norm)
+        self.steps += 1
+        return Stepped(total.item() / tokens, norm, rate)
 
-    def _norm(self) -> Any:
+    def _no_number(self, what: str, value: float) -> HeadraceError:
+        return HeadraceError(
+            f"The {what} of step {self.steps + 1} is {value:g}.",
+            "Lower optimiser.learning_rate, or look at that step's examples; the last checkpoint stays.",
+        )
+
+    def _norm(self) -> float | None:
         """Norm of the gradient before it is clipped; None with ZeRO."""
         import torch
 
         if self.engine.zero_optimization_stage():
             return None
         gradients = [each.grad for each in self.engine.module.parameters() if each.grad is not None]
-        return torch.nn.utils.get_total_norm(gradients)
+        return float(torch.nn.utils.get_total_norm(gradients))
 
     def mean_loss(self, rows: Sequence[Any], tokens: int, row_loss: RowLoss) -> float:
         """The loss of rows nobody learns from, over all workers; as in `step`."""
@@ -155,15 +164,22 @@ class Learner:
         torch.distributed.all_reduce(found)
         return np.asarray(found.cpu())
 
-    def weights(self) -> dict[str, Any] | None:
-        """All weights by name, on the first worker (None elsewhere); every worker has to call it."""
+    def weights(self, names: Collection[str] | None = None) -> dict[str, Any] | None:
+        """Weights by name, all of them if not told, on the first worker (None elsewhere); every worker calls it."""
+        import deepspeed
         import torch
 
-        if self.engine.zero_optimization_stage() == 3:
-            found: dict[str, Any] | None = self.engine._zero3_consolidated_16bit_state_dict()
-        else:
-            found = self.engine.module.state_dict()
-        return found if torch.distributed.get_rank() == 0 else None
+        first = torch.distributed.get_rank() == 0
+        held = self.engine.module.state_dict(keep_vars=True)
+        wanted = {name: each for name, each in held.items() if names is None or name in names}
+        if self.engine.zero_optimization_stage() != 3:
+            return {name: each.detach() for name, each in wanted.items()} if first else None
+        copies: dict[int, Any] = {}
+        for bucket in _buckets({id(each): each for each in wanted.values()}):  # what is tied is one
+            with deepspeed.zero.GatheredParameters([each for each in bucket.values() if hasattr(each, "ds_id")]):
+                if first:
+                    copies |= {key: each.detach().to("cpu", copy=True) for key, each in bucket.items()}
+        return {name: copies[id(each)] for name, each in wanted.items()} if first else None
 
     def save(self, folder: Path) -> None:
         """Write what the weights do not tell, each worker its part: the optimiser's averages, the weights at full
@@ -208,6 +224,21 @@ class Learner:
     def _copies(self) -> bool:
         """Whether the optimiser works on copies of the weights."""
         return bool(self._shared or self.engine.bfloat16_enabled())
+
+
+def _buckets(tensors: Mapping[int, Any]) -> Iterator[dict[int, Any]]:
+    """Tensors in groups of some size; by the size that ZeRO 3 has cut from (`ds_numel`), as their own is 0 there."""
+    bucket: dict[int, Any] = {}
+    size = 0
+    for key, each in tensors.items():
+        own = getattr(each, "ds_numel", each.numel()) * each.element_size()
+        if bucket and size + own > _BUCKET_BYTES:
+            yield bucket
+            bucket, size = {}, 0
+        bucket[key] = each
+        size += own
+    if bucket:
+        yield bucket
 
 
 def learning_rate(options: OptimiserOptions, step: int, total: int) -> float:

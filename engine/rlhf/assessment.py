@@ -66,7 +66,9 @@ class Assessor:
         seeds_B: Ints = np.array([seed_of("macros", each.epoch, each.prompt, each.number) for each in responses])
         texts = offsets = None
         if self._recipe.macro.rule in _TEXTUAL:
-            told = [text_offsets(self._tokenizer, each.ids, written_BT.shape[1]) for each in responses]
+            # The token that ends a response is no part of its text, and of the macro before it.
+            said = [each.ids[: len(each.ids) - each.finished] for each in responses]
+            told = [text_offsets(self._tokenizer, ids, written_BT.shape[1]) for ids in said]
             texts, offsets = [text for text, _ in told], [each for _, each in told]
         # Perplexity is the reference's: its log-probabilities are there, and stay as they are while the policy learns.
         macro_BT = self._segmenter(Responses(written_BT, seeds_B, texts, offsets, looked.reference))

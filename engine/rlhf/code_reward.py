@@ -14,13 +14,17 @@ Called by `engine.rlhf.rewards`.
 
 import json
 import re
+import threading
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from typing import TYPE_CHECKING
 
 from engine.errors import HeadraceError
 from engine.evaluation.checker import Checker, Task, parses
 from engine.evaluation.sandbox import Sandbox, SandboxOptions
 from engine.lintseq.text import DIFF_TOKEN, parse_completion, resolve
+from engine.resources import usable_cpus
 
 if TYPE_CHECKING:
     from engine.rlhf.rewards import Answer
@@ -46,8 +50,15 @@ class CodeReward:
 
     def scores(self, answers: "Sequence[Answer]") -> list[float]:
         """See `engine.rlhf.rewards.Reward`."""
-        with Checker(self._options) as checker:
-            return [self._one(checker, each) for each in answers]
+        with ExitStack() as stack, ThreadPoolExecutor(usable_cpus()) as pool:
+            own = threading.local()
+
+            def scored(answer: "Answer") -> float:
+                if not hasattr(own, "checker"):
+                    own.checker = stack.enter_context(Checker(self._options))
+                return self._one(own.checker, answer)
+
+            return list(pool.map(scored, answers))
 
     def _one(self, checker: Checker, answer: "Answer") -> float:
         program, tests = program_in(answer.response), _tests(answer)

@@ -26,6 +26,7 @@ from engine.finetune.checkpoints import Checkpoints, State
 from engine.finetune.reruns import interruptible, is_published, published_before
 from engine.finetune.workers import run_workers
 from engine.models import check_scorer, fingerprint, load_tokenizer, portable, resolve
+from engine.models.generation import window
 from engine.observe import Stopwatch, configure_logging, read_metrics
 from engine.resources import Demand, capacity, preflight, usable_cpus
 from engine.rlhf.gains import gains
@@ -58,7 +59,7 @@ class _Job:
         self.output = writable(recipe.output) if recipe.output else self.home.path / "model"
         with self.watch.phase("plan"):
             self.base = fingerprint(resolve(recipe.model))
-            self._check_layers()
+            self._check_model()
             self.needs = needs(recipe)
             for reward in (*recipe.rewards, *recipe.watched):
                 # What is wrong with one is told here, before Ray starts.
@@ -106,8 +107,8 @@ class _Job:
                 self._train()
             return self._outcome(artifacts.read_model(self.output), reused=False)
 
-    def _check_layers(self) -> None:
-        """Raise `RecipeError` where more layers are to learn than the model has."""
+    def _check_model(self) -> None:
+        """Raise `RecipeError` where more layers are to learn than the model has, or more tokens to be read."""
         from transformers import AutoConfig
 
         folder = resolve(self.recipe.model)
@@ -116,6 +117,12 @@ class _Job:
             raise RecipeError(
                 f"learning.layers is {self.recipe.learning.layers}, and the model has {config.num_hidden_layers}.",
                 "Choose fewer, or leave it out: then all of it learns.",
+            )
+        longest, most = self.recipe.prompts.window + self.recipe.rollout.max_tokens, window(config)
+        if longest > most:
+            raise RecipeError(
+                f"prompts.window and rollout.max_tokens are {longest:,} tokens together, and the model reads {most:,}.",
+                "Lower one of them.",
             )
 
     def _train(self) -> None:
@@ -130,9 +137,10 @@ class _Job:
         # A reward function may lie here, or where the driver finds it.
         found = os.pathsep.join(filter(None, (os.getcwd(), os.environ.get("PYTHONPATH"))))
         environment = {"env_vars": {"PYTHONPATH": found}}
+        named = [each.key_env for each in (*recipe.rewards, *recipe.watched) if each.key_env]
         scorer = ray.remote(num_cpus=_SCORER_CPUS, max_restarts=-1, max_task_retries=2, runtime_env=environment)(
             ScorerActor
-        ).remote(recipe)
+        ).remote(recipe, {name: os.environ[name] for name in named if name in os.environ})
         try:
             run_workers(
                 train_worker,
@@ -171,7 +179,8 @@ class _Job:
         recipe, parallel = self.recipe, self.recipe.parallel
         key = "parallel.fewest" if parallel.fewest else "parallel.workers"
         # What a GPU holds is not taken from main memory, and how much it has Ray cannot say.
-        memory = 0 if parallel.gpus else self.needs.learner
+        within = 0 if recipe.rollout.with_actors or recipe.rollout.recorded else self.needs.engine
+        memory = 0 if parallel.gpus else self.needs.learner + within
         found = [Demand("training workers", parallel.least, parallel.cpus, parallel.gpus, memory, key)]
         if recipe.rollout.with_actors:
             options = recipe.rollout

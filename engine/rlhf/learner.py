@@ -12,7 +12,7 @@ calls this in every training worker).
 Shapes: B samples of a step, T tokens of the longest response, N written tokens of a row, W width.
 """
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -175,9 +175,9 @@ class PolicyLearner:
                     told.setdefault(name, []).append(value)
         return {name: float(np.mean(values)) for name, values in told.items()}
 
-    def weights(self) -> dict[str, Tensor] | None:
-        """The policy's weights by name, on the first worker (None elsewhere); every worker has to call it."""
-        found = self._actor.weights()
+    def weights(self, names: Collection[str]) -> dict[str, Tensor] | None:
+        """The policy's weights of these names, on the first worker (None elsewhere); every worker has to call it."""
+        found = self._actor.weights({f"lm.{name}" for name in names})
         return None if found is None else {name.removeprefix("lm."): each for name, each in found.items()}
 
     def critic_weights(self) -> dict[str, Tensor] | None:
@@ -206,7 +206,7 @@ class PolicyLearner:
         """One optimiser step of each."""
         joint = self._macro.ratio == "joint"
         self._per_token = decisions / tokens if joint else 1.0
-        self._told = {name: torch.zeros((), device=self._actor.device) for name in ("clipped", "moved")}
+        self._told = {name: torch.zeros((), device=self._actor.device) for name in ("clipped", "approx_kl")}
         stepped = self._actor.step(rows, decisions if joint else tokens, self._policy_loss)
         sums = torch.stack(list(self._told.values()))
         torch.distributed.all_reduce(sums)
@@ -215,7 +215,7 @@ class PolicyLearner:
             "gradient_norm": stepped.gradient_norm,
             "learning_rate": stepped.learning_rate,
             "clip_fraction": sums[0].item() / (decisions if joint else tokens),
-            "moved": sums[1].item() / tokens,
+            "approx_kl": sums[1].item() / tokens,
         }
         if self._critic is not None:
             by_macro = self._macro.value_loss == "macro"
@@ -236,7 +236,7 @@ class PolicyLearner:
             weight_N=given.get("weight"),
         )
         self._told["clipped"] += clipped
-        self._told["moved"] += kl_estimate(given["logp"], logp_N.detach()).sum()
+        self._told["approx_kl"] += kl_estimate(given["logp"], logp_N.detach()).sum()
         if self._learning.kl_loss:
             loss = loss + self._learning.kl_loss * self._per_token * kl_estimate(logp_N, given["reference"]).sum()
         return loss

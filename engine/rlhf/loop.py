@@ -20,7 +20,7 @@ Shapes: B responses of a step, T tokens of the longest.
 
 import contextlib
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from itertools import pairwise
@@ -79,6 +79,10 @@ class Seats:
     prompts: Prompts
     tokenizer: Any
     saves: Saves
+    learnt: Collection[str]
+    """Names of the weights that a checkpoint keeps ..."""
+    sent: Collection[str]
+    """... and of those that `for_engines` makes into what engines are given."""
     for_engines: Callable[[dict[str, Any]], Mapping[str, Any]]
     rollouts: Rollouts | None
     scorer: Scorer | None
@@ -99,7 +103,6 @@ class Loop:
         self._version = state.steps
         recorded = self.recipe.rollout.recorded
         self._record = locate(recorded) if recorded else None
-        self._kept: set[int] = set()
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="rollouts")
 
     def run(self, metrics: MetricsWriter | None) -> State:
@@ -122,10 +125,12 @@ class Loop:
                 credited, told = self.assessor(experience, looked, scores, self.beta)
             with self._timed("learn"):
                 told |= self.learner.learn(credited)
-            self._advance(told, credited.macros, time.monotonic() - started)
+            self._advance(told, credited.macros)
             with self._timed("sync"):
                 self.sync()
-            self._tell(metrics, told, apart, time.monotonic() - started)
+            seconds = time.monotonic() - started
+            self.state = self.state.model_copy(update={"seconds": self.state.seconds + seconds})
+            self._tell(metrics, told, apart, seconds)
             ended = self._why_to_end(told)
             if ended or self.state.steps % self.recipe.learning.measure_every == 0:
                 self.evaluate(metrics)
@@ -142,11 +147,9 @@ class Loop:
             experience = ahead.result() if ahead else self._drawn(step, self._version)
             if self._behind and step + 1 < self.recipe.learning.steps:
                 self._ahead = self._pool.submit(self._drawn, step + 1, self._version)
-            return [experience.to_json(), step in self._kept]
+            return experience.to_json()
 
-        found, kept = self._by_first(drawn)
-        self._kept |= {step} if kept else set()
-        return Experience.from_json(found)
+        return Experience.from_json(self._by_first(drawn))
 
     def look(self, experience: Experience, step: int) -> Looked:
         """What the learner makes of the responses; the first time, whether that is what the engine made of them."""
@@ -161,7 +164,8 @@ class Loop:
                 f" by {apart:.3g} on average (guards.mismatch is {self.recipe.mismatch:g}).",
                 "What was recorded is learnt from again only with the model, seed and settings of then.",
             )
-        if step not in self._kept and experience.version == step and apart > self.recipe.mismatch:
+        # Responses that have scores have been looked at before: scoring comes after this.
+        if not experience.scores and experience.version == step and apart > self.recipe.mismatch:
             raise HeadraceError(
                 f"Engine and learner disagree about the same tokens of step {step + 1:,}: log-probabilities differ"
                 f" by {apart:.3g} on average (guards.mismatch is {self.recipe.mismatch:g}).",
@@ -196,7 +200,7 @@ class Loop:
             return
         ids = self.seats.tokenizer(_PROBE, add_special_tokens=False)["input_ids"]
         logprobs = self.learner.logprobs(ids)
-        weights = self.learner.weights()
+        weights = self.learner.weights(self.seats.sent)
 
         def synced() -> Any:
             assert self.seats.rollouts
@@ -259,7 +263,7 @@ class Loop:
 
         def write(folder: Path, weights: Path) -> None:
             self.learner.save(folder)
-            policy, critic = self.learner.weights(), self.learner.critic_weights()
+            policy, critic = self.learner.weights(self.seats.learnt), self.learner.critic_weights()
             if policy is not None:
                 self.seats.saves(policy, critic, weights)
 
@@ -278,7 +282,6 @@ class Loop:
         """A step's responses as an earlier attempt has drawn them, if they are no older than they may be."""
         kept = read_step(self.seats.home if self._record is None else self._record, step)
         if kept is not None and step - self._behind <= kept.version <= step:
-            self._kept.add(step)
             return kept
         if self._record is not None:
             raise HeadraceError(
@@ -305,7 +308,7 @@ class Loop:
         write_step(self.seats.home, experience)
         return experience
 
-    def _advance(self, told: dict[str, float], macros: Macros, seconds: float) -> None:
+    def _advance(self, told: dict[str, float], macros: Macros) -> None:
         """One step further, with the coefficient that the next one is to have, and macros counted by their length."""
         learning, before = self.recipe.learning, self.state
         if learning.kl_target:
@@ -317,8 +320,7 @@ class Loop:
             if count:
                 name = f"{MACRO}{length}"
                 extra[name] = extra.get(name, 0) + float(count)
-        update = {"steps": before.steps + 1, "seconds": before.seconds + seconds, "extra": extra}
-        self.state = before.model_copy(update=update)
+        self.state = before.model_copy(update={"steps": before.steps + 1, "extra": extra})
 
     def _tell(
         self, metrics: MetricsWriter | None, told: dict[str, float], apart: dict[str, float], seconds: float

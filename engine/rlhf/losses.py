@@ -9,13 +9,14 @@ Left out: advantages (`engine.rlhf.credit`). Called by `engine.rlhf.learner`.
 Shapes: N tokens with loss in a micro-batch, in order; M of their macros, numbered 0 to M - 1 in `macro_N`.
 """
 
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-Ratio = Literal["token", "joint"]
 CLIP = 0.2
+_MOST = 20.0
+"""Largest log-ratio: far beyond any clip, and its exponential still has a gradient that is a number."""
 
 
 def policy_loss(
@@ -40,7 +41,7 @@ def policy_loss(
         )
         advantage_N = advantage_N[first_M]
         weight_N = None if weight_N is None else weight_N[first_M]
-    ratio_N = log_ratio_N.exp()
+    ratio_N = log_ratio_N.clamp(-_MOST, _MOST).exp()
     plain_N, clipped_N = ratio_N * advantage_N, ratio_N.clamp(1 - clip, 1 + clip) * advantage_N
     terms_N = torch.minimum(plain_N, clipped_N)
     if weight_N is not None:
@@ -62,6 +63,7 @@ def value_loss(value_N: "Tensor", old_N: "Tensor", return_N: "Tensor", *, clip: 
 
 def kl_estimate(logp_N: "Tensor", reference_N: "Tensor") -> "Tensor":
     """Schulman's low-variance estimate of KL(policy, reference) at each token, (N,): exp(-d) - 1 + d for the log-ratio
-    d; never negative, and its gradient is that of the KL where tokens come from the policy (GRPO's loss term)."""
-    difference_N = logp_N - reference_N
+    d; never negative (GRPO's loss term). Its mean over the policy's tokens is that KL; its gradient is that of
+    KL(reference, policy), which has the same minimum."""
+    difference_N = (logp_N - reference_N).clamp(-_MOST, _MOST)
     return (-difference_N).exp() - 1 + difference_N

@@ -91,7 +91,8 @@ class CriticOptions(Section):
     """A small network on the reference's last hidden states, which are there anyway; or a model of its own."""
     # Its weights decide, as those of the policy do.
     model: str | None = knob(None)
-    """model: what it starts from, a reward model say; the policy's own if not given."""
+    """What it starts from. model: a reward model say, or the policy's own if not given; head: the critic of another
+    run with the same policy, or nothing."""
     width: int = Field(128, ge=1)
     """head: its hidden layer."""
     learning_rate: float = Field(1e-3, gt=0)
@@ -152,11 +153,11 @@ class GuardOptions(Section):
     """When to stop rather than learn something wrong."""
 
     mismatch: float | None = Field(None, gt=0)
-    """Largest mean difference of log-probabilities between engine and learner on the first step's responses; 0.05 in
-    float32 and 0.1 in bfloat16 if not given."""
+    """Largest mean difference of log-probabilities between engine and learner on a step's responses, where both have
+    the same weights; 0.05 in float32 and 0.1 in bfloat16 if not given."""
     probe: float | None = Field(None, gt=0)
     """Largest difference on a fixed text after each sync; 0.02 in float32 and 0.3 in bfloat16 if not given."""
     max_kl: float | None = Field(None, gt=0)
-    """Stop when responses are so many nats from the reference on average."""
+    """Stop when a step's responses are so many nats from the reference on average; that step is still learnt from."""
     min_entropy: float | None = Field(None, gt=0)
     """Stop when tokens have less entropy than so many nats on average."""

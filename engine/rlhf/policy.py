@@ -166,6 +166,17 @@ class Policy(torch.nn.Module):
         self._features = output.last_hidden_state[0].detach()
 
 
+def without_dropout(model: Any) -> Any:
+    """The model with nothing left out at random: a ratio of new to old policy has to be 1 before anything is learnt."""
+    for module in model.modules():
+        if isinstance(module, torch.nn.Dropout):
+            module.p = 0.0
+        for name, value in list(vars(module).items()):
+            if name.endswith(("dropout", "dropout_rate", "dropout_p")) and isinstance(value, float):
+                setattr(module, name, 0.0)
+    return model
+
+
 def freeze(lm: Any, layers: int | None) -> int:
     """Let the last so many layers of a causal LM learn (all of it if None) and nothing else; the number of those
     below. Raises `RecipeError` for a model whose layers cannot be told apart."""

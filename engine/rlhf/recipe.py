@@ -100,8 +100,10 @@ class RlhfRecipe(Recipe):
                 )
             if self.rollout.sync == "adapter":
                 raise ValueError(f"rollout.transport: {self.rollout.transport} sends whole matrices; leave out sync")
-        if self.critic.model and self.critic.kind == "head":
-            raise ValueError("critic.model is for critic.kind: model; a head reads the reference's states")
+        if self.lora and self.lora.dropout:
+            raise ValueError(
+                "lora.dropout makes the ratio of new to old policy a matter of chance; leave it out, the KL regularises"
+            )
         names = [each.label for each in (*self.rewards, *self.watched)]
         if "reward" in names:
             raise ValueError("the sum of all is called reward; give that one another name")

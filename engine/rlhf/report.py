@@ -108,10 +108,17 @@ def _time(report: Report, lines: Mapping[int, Mapping[str, Any]], recipe: RlhfRe
     spent["idle and other"] = max(whole - sum(spent.values()), 0.0)
     shares = {name: value / whole for name, value in spent.items()}
     generate, learn = shares.get("generate", 0.0), shares.get("learn", 0.0) + shares.get("look", 0.0)
-    if generate > 2 * learn:
+    rollout = recipe.rollout
+    if rollout.recorded:
+        advice = "Nothing was drawn: responses came from a recorded run."
+    elif rollout.asynchronous:
+        advice = "Drawing goes on beside learning: what is left of it here is what learning waits for."
+    elif generate > 2 * learn and rollout.with_actors:
         advice = (
             "Drawing takes most: more engines (rollout.engines) on cores or GPUs of their own would shorten a step."
         )
+    elif generate > 2 * learn:
+        advice = "Drawing takes most: vLLM (rollout.engine) draws many responses at a time."
     elif generate < 0.2:
         advice = "Drawing takes little: more engines would not help; fewer layers or epochs would."
     else:

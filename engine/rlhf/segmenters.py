@@ -83,7 +83,8 @@ class _Compact:
         for row, (length, text) in enumerate(zip(self.lengths_B, texts, strict=True)):
             # A token of nothing but the end of a text may be given any offset.
             firsts = np.maximum.accumulate(offsets[row][self.places_BR[row, :length], 0])
-            begins = np.searchsorted(firsts, np.array(cuts(text, firsts), np.int64))
+            inside = [each for each in cuts(text, firsts) if each < len(text)]
+            begins = np.searchsorted(firsts, np.array(inside, np.int64))
             starts_BR[row, begins[begins < length]] = True
         return starts_BR
 

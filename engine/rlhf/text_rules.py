@@ -56,12 +56,18 @@ def parse_cuts(text: str, firsts: NDArray[np.int64]) -> list[int]:
         return [int(each) for each in firsts[::FALLBACK]]
     found, at = [], 0
     for sentence in parser(text).sentences:
-        words: list[int] = []
-        for word in sentence.tokens:
-            words.append(int(np.searchsorted(firsts, word.start_char)))
-        ends = [*words[1:], int(np.searchsorted(firsts, sentence.tokens[-1].end_char))]
-        counts = iter([end - begin for begin, end in zip(words, ends, strict=True)])
-        at = words[0]
+        # The token in which each begins: its space may stand before it. A word is what a tree has for a leaf, a token
+        # of one word or of several (can't), the first of which then has the whole of it.
+        begins = [int(np.searchsorted(firsts, each.start_char, side="right")) - 1 for each in sentence.tokens]
+        ends = [*begins[1:], int(np.searchsorted(firsts, sentence.tokens[-1].end_char))]
+        counts = iter(
+            [
+                length if number == 0 else 0
+                for each, length in zip(sentence.tokens, np.subtract(ends, begins).tolist(), strict=True)
+                for number in range(len(each.words))
+            ]
+        )
+        at = begins[0]
         for length in phrases(_counted(sentence.constituency, counts)):
             found.append(at)
             at += length
@@ -131,7 +137,7 @@ def _statements(text: str) -> set[int]:
         if isinstance(node, ast.stmt):
             before = lines[node.lineno - 1].encode()[: node.col_offset].decode()
             if before.strip():
-                found.add(int(starts[node.lineno - 1]) + len(before))
+                found.add(int(starts[node.lineno - 1]) + len(before.rstrip()))
     begun = False
     for token in tokenize.generate_tokens(io.StringIO(text).readline):
         if token.type in (tokenize.NL, tokenize.COMMENT, tokenize.INDENT, tokenize.DEDENT, tokenize.ENDMARKER):

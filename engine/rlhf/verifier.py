@@ -14,9 +14,11 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from engine.errors import HeadraceError, RecipeError, SourceError
+from engine.observe import get_logger
 from engine.rlhf.reward_options import RewardOptions
 from engine.rlhf.rewards import Answer
 
+_log = get_logger("rlhf")
 _ANSWER = re.compile(r"<answer>(.*?)</answer>", re.DOTALL)
 _RUNNING = frozenset({"eval", "exec", "parse_expr", "sympify", "S"})
 """Functions, of Python and of sympy, that run the text they are given."""
@@ -62,7 +64,12 @@ class VerifierReward:
                 "Give each prompt its entry as JSON in the column reference.",
             )
         said = _ANSWER.findall(answer.response)
-        return float(self._score(answer=(said[-1] if said else answer.response).strip(), entry=entry))
+        try:
+            return float(self._score(answer=(said[-1] if said else answer.response).strip(), entry=entry))
+        # Verifiers raise what they like at an answer that they do not foresee: it is wrong.
+        except Exception as error:  # noqa: BLE001
+            _log.warning("a verifier cannot read an answer, which counts 0", error=f"{type(error).__name__}: {error}")
+            return 0.0
 
 
 def runs_answers(function: Callable[..., Any]) -> bool:

@@ -12,12 +12,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from engine.errors import HeadraceError
+from engine.errors import HeadraceError, SourceError
 from engine.rlhf.adapters import INNER, OUTER
-from engine.rlhf.critic import Critic, ValueModel
+from engine.rlhf.critic import Critic, ValueHead, ValueModel
 from engine.rlhf.policy import Policy
 
 POLICY, CRITIC = "policy.safetensors", "critic.safetensors"
+_HEAD = "headrace-value-head"
 _ADAPTED = "base_model.model."
 
 
@@ -49,6 +50,15 @@ def load_weights(policy: Policy, critic: Critic | None, folder: Path) -> None:
             f"The weights in {folder} do not belong to this training ({why}).",
             "Choose another name=..., or add --fresh to start over.",
         ) from error
+
+
+def names_for_engines(policy: Policy, *, halves: bool = False) -> set[str]:
+    """The learner's names of what `for_engines` reads."""
+    names = set(policy.trained())
+    if hasattr(policy.lm, "disable_adapter") and not halves:
+        adapted = (name for name, module in policy.lm.named_modules() if hasattr(module, "lora_A"))
+        names |= {f"{name}.base_layer.weight" for name in adapted}
+    return names
 
 
 def for_engines(policy: Policy, weights: Mapping[str, Any], *, halves: bool = False) -> dict[str, Any]:
@@ -85,5 +95,20 @@ def export_critic(critic: Critic, weights: Mapping[str, Any], tokenizer: Any, fo
         return
     hidden, width = weights["inner.weight"].shape
     save_file({name: each.detach().cpu().contiguous() for name, each in weights.items()}, folder / "model.safetensors")
-    about = {"model_type": "headrace-value-head", "width": width, "hidden": hidden, "reads": "last_hidden_state"}
+    about = {"model_type": _HEAD, "width": width, "hidden": hidden, "reads": "last_hidden_state"}
     (folder / "config.json").write_text(json.dumps(about, indent=1) + "\n")
+
+
+def load_value_head(folder: Path, width: int) -> ValueHead:
+    """A head that `export_critic` wrote, for states of this width. Raises `SourceError` for anything else."""
+    from safetensors.torch import load_file
+
+    about = json.loads((folder / "config.json").read_text())
+    if about.get("model_type") != _HEAD or about["width"] != width:
+        raise SourceError(
+            f"{folder} holds no head of a critic for hidden states of width {width:,}.",
+            "Give the critic that a run with the same policy published, or set critic.kind: model.",
+        )
+    head = ValueHead(width, about["hidden"])
+    head.load_state_dict(load_file(folder / "model.safetensors"))
+    return head

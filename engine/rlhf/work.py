@@ -3,7 +3,8 @@
 Left out: the loop (`engine.rlhf.loop`), and who starts workers, engines and rewards (`engine.rlhf.job`).
 """
 
-from collections.abc import Callable
+import os
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,21 +16,28 @@ from engine.finetune.checkpoints import Checkpoints, State
 from engine.finetune.loop import agree
 from engine.finetune.lora import with_adapter
 from engine.finetune.work import staging_for
-from engine.models import load_causal_lm, load_tokenizer, load_values, save_model
+from engine.models import load_causal_lm, load_tokenizer, load_values, resolve, save_model
 from engine.observe import MetricsWriter
 from engine.rlhf.critic import Critic, ValueHead, ValueModel
 from engine.rlhf.engines import make_engine
 from engine.rlhf.learner import PolicyLearner
 from engine.rlhf.loop import Loop, Seats
 from engine.rlhf.native import Native
-from engine.rlhf.policy import Policy, check_split, freeze
+from engine.rlhf.policy import Policy, check_split, freeze, without_dropout
 from engine.rlhf.prompts import read_prompts
 from engine.rlhf.recipe import RlhfRecipe
 from engine.rlhf.rewards import Answer, CombinedReward
 from engine.rlhf.rollouts import ActorRollouts, LocalRollouts, Rollouts
 from engine.rlhf.transport import ObjectStore
 from engine.rlhf.waiting import answer
-from engine.rlhf.weights import export_critic, for_engines, load_weights, save_weights
+from engine.rlhf.weights import (
+    export_critic,
+    for_engines,
+    load_value_head,
+    load_weights,
+    names_for_engines,
+    save_weights,
+)
 
 
 @dataclass(frozen=True)
@@ -49,9 +57,10 @@ class Assignment:
 
 class ScorerActor:
     """The rewards, and those that only watch, in a process of their own; made when they are first asked, so that what
-    is wrong with one is the answer."""
+    is wrong with one is the answer. `keys` are variables of the driver's environment that they need."""
 
-    def __init__(self, recipe: RlhfRecipe) -> None:
+    def __init__(self, recipe: RlhfRecipe, keys: Mapping[str, str]) -> None:
+        os.environ.update(keys)
         self._recipe = recipe
         self._made: tuple[CombinedReward, CombinedReward] | None = None
 
@@ -108,6 +117,7 @@ def train_worker(assignment: Assignment) -> None:
     if state.steps and not state.ended:
         with checkpoints.optimiser(state.steps, *learner.parts) as folder:
             learner.load(folder)
+    halves = recipe.rollout.sync == "adapter"
     seats = Seats(
         recipe=recipe,
         home=home,
@@ -115,7 +125,9 @@ def train_worker(assignment: Assignment) -> None:
         prompts=read_prompts(home, recipe.prompts.measured),
         tokenizer=load_tokenizer(recipe.model),
         saves=lambda weights, values, folder: save_weights(policy, weights, values, folder),
-        for_engines=lambda weights: for_engines(policy, weights, halves=recipe.rollout.sync == "adapter"),
+        learnt=set(policy.trained()),
+        sent=names_for_engines(policy, halves=halves),
+        for_engines=lambda weights: for_engines(policy, weights, halves=halves),
         rollouts=_rollouts(assignment) if first and not state.ended and not recipe.rollout.recorded else None,
         scorer=_Scorer(assignment.scorer, recipe.stall_seconds) if first else None,
     )
@@ -124,7 +136,7 @@ def train_worker(assignment: Assignment) -> None:
             state = Loop(seats, checkpoints, state).run(metrics)
     else:
         state = Loop(seats, checkpoints, state).run(None)
-    weights, values = learner.weights(), learner.critic_weights()
+    weights, values = learner.weights(names_for_engines(policy)), learner.critic_weights()
     if weights is not None:
         _publish(assignment, state, for_engines(policy, weights), critic, values, seats.tokenizer)
 
@@ -134,7 +146,7 @@ def _models(recipe: RlhfRecipe) -> tuple[Policy, Critic | None]:
     import torch
 
     torch.manual_seed(recipe.seed)
-    lm: Any = load_causal_lm(recipe.model, recipe.dtype)
+    lm: Any = without_dropout(load_causal_lm(recipe.model, recipe.dtype))
     frozen = freeze(lm, recipe.learning.layers)
     if recipe.lora:
         layers = range(frozen, frozen + recipe.learning.layers) if recipe.learning.layers else None
@@ -147,7 +159,9 @@ def _models(recipe: RlhfRecipe) -> tuple[Policy, Critic | None]:
     if recipe.learning.advantage != "gae":
         return policy, None
     if recipe.critic.kind == "model":
-        return policy, ValueModel(load_values(recipe.critic.model or recipe.model, recipe.dtype))
+        return policy, ValueModel(without_dropout(load_values(recipe.critic.model or recipe.model, recipe.dtype)))
+    if recipe.critic.model:
+        return policy, load_value_head(resolve(recipe.critic.model), policy.width)
     return policy, ValueHead(policy.width, recipe.critic.width)
 
 
@@ -187,7 +201,8 @@ def _publish(
 
     def write(folder: Path) -> None:
         lm: Any = load_causal_lm(recipe.model, recipe.dtype)
-        lm.load_state_dict(weights, strict=False)
+        strangers = lm.load_state_dict(weights, strict=False).unexpected_keys
+        assert not strangers, f"what was learnt has names that the model has not, {strangers[0]} among them"
         save_model(lm, tokenizer, folder)
 
     _publish_once(output, about, write)

@@ -108,7 +108,7 @@ def learn(
         if keep and not step:
             (folder / keep).mkdir(exist_ok=True)
             learner.save(folder / keep)
-            weights, values = learner.weights(), learner.critic_weights()
+            weights, values = learner.weights(set(learner.policy.trained())), learner.critic_weights()
             if weights is not None:
                 save_weights(learner.policy, weights, values, folder / keep)
             torch.distributed.barrier()

@@ -132,3 +132,15 @@ def test_the_estimate_of_kl_is_unbiased():
     found = kl_estimate(ours[drawn], theirs[drawn])
     assert found.min() >= 0
     assert found.mean().item() == pytest.approx(exact.item(), rel=0.05)
+
+
+def test_a_ratio_beyond_all_numbers_has_a_gradient_that_is_one():
+    logp = torch.full((3,), -1.0, requires_grad=True)
+    old, advantage, macro = torch.full((3,), -200.0), torch.ones(3), torch.zeros(3, dtype=torch.long)
+    loss, clipped = policy_loss(logp, old, advantage, macro_N=macro)
+    (gradient,) = torch.autograd.grad(loss, logp)
+    assert loss.item() == pytest.approx(-1.2)
+    assert clipped.item() == 1
+    assert gradient.isfinite().all()
+    worse = policy_loss(logp, old, -advantage, macro_N=macro)[0]
+    assert torch.autograd.grad(worse, logp)[0].isfinite().all()

@@ -7,7 +7,7 @@ from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausa
 from engine.errors import RecipeError
 from engine.finetune.lora import with_adapter
 from engine.finetune.options import LoraOptions
-from engine.rlhf.policy import Policy, PolicyRow, check_split, freeze
+from engine.rlhf.policy import Policy, PolicyRow, check_split, freeze, without_dropout
 
 EXAMPLES = [([5, 6, 7], [8, 9, 10, 11]), ([1], [2]), ([3, 4], [12, 13, 14])]
 
@@ -128,3 +128,15 @@ def test_models_that_cannot_be_taken_apart_are_refused():
     with pytest.raises(RecipeError, match="is 9, and the model has 4"):
         freeze(tiny(), 9)
     assert freeze(GPT2LMHeadModel(config), None) == 0
+
+
+def test_dropout_is_gone_wherever_a_model_keeps_it():
+    config = GPT2Config(n_layer=1, n_embd=8, n_head=2, vocab_size=20, attn_pdrop=0.3, resid_pdrop=0.3)
+    model = without_dropout(GPT2LMHeadModel(config)).train()
+    ids = torch.tensor([[1, 2, 3]])
+    assert model(ids).logits.equal(model(ids).logits)
+    llama = tiny()
+    for layer in llama.model.layers:
+        layer.self_attn.attention_dropout = 0.4
+    without_dropout(llama).train()
+    assert llama(ids).logits.equal(llama(ids).logits)

@@ -16,7 +16,7 @@ import pytest
 from engine.artifacts import read_model
 from engine.config import build_recipe, read_yaml, write_yaml
 from engine.errors import HeadraceError, Outdated, SourceError
-from engine.models import load_causal_lm
+from engine.models import load_causal_lm, load_values
 from engine.observe import read_metrics
 from engine.rlhf.experience import read_step
 from engine.storage import locate
@@ -179,3 +179,43 @@ def test_what_cannot_work_is_one_sentence(cluster, workshop, keys, error, said):
 def test_a_recipe_that_contradicts_itself_is_refused(workshop, keys, said):
     with pytest.raises(HeadraceError, match=said):
         workshop.recipe(**keys)
+
+
+def test_engine_and_learner_that_disagree_stay_refused(cluster, workshop):
+    for _ in range(2):
+        with pytest.raises(HeadraceError, match="Engine and learner disagree about the same tokens of step 1:"):
+            workshop.run(guards={"mismatch": 1e-12})
+
+
+def test_all_that_shapes_rewards_at_once_and_a_stop(cluster, workshop):
+    learning = {
+        "advantage": "grpo", "reward_clip": 0.4, "whiten_rewards": True, "whiten_advantages": True, "kl_target": 1e-6,
+        "kl_horizon": 10, "kl_loss": 0.1, "steps": 9,
+    }  # fmt: skip
+    outcome = workshop.run(
+        learning=learning, rollout={"samples": 3}, macro={"rule": "sentence"}, guards={"max_kl": 1e-4}
+    )
+    lines = [line for line in read_metrics(locate(str(workshop.home))) if "kl_coefficient" in line]
+    assert 1 < len(lines) < 9
+    assert "nats from the reference" in outcome.facts["steps"]
+    assert lines[-1]["kl"] > 1e-4
+    assert lines[0]["kl_coefficient"] != lines[-1]["kl_coefficient"]
+
+
+def test_a_critic_of_its_own_and_the_references_quirks(cluster, workshop):
+    outcome = workshop.run(
+        critic={"kind": "model"}, macro={"rule": "random", "strict_reference_compat": True}, learning={"steps": 2}
+    )
+    critic = load_values(str(outcome.output.parent / "model-critic"))
+    assert critic.config.num_labels == 1
+    lines = [line for line in read_metrics(locate(str(workshop.home))) if "value_loss" in line]
+    assert all(line["value_gradient_norm"] > 0 for line in lines)
+
+
+def test_a_critics_head_starts_where_another_ended(cluster, calm, workshop):
+    critic = str(calm.outcome.output.parent / "model-critic")
+    workshop.run(critic={"model": critic}, learning={"steps": 1})
+    line = next(line for line in read_metrics(locate(str(workshop.home))) if "explained_variance" in line)
+    assert line["explained_variance"] != 0, "a new head says the same of every state"
+    with pytest.raises(SourceError, match="holds no head of a critic"):
+        workshop.run(name="other", critic={"model": str(workshop.model)}, learning={"steps": 1})
