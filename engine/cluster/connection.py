@@ -56,6 +56,8 @@ def session(
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     # These are errors of results nobody asks for (Ray Data's own bookkeeping); what we ask for raises.
     os.environ.setdefault("RAY_IGNORE_UNHANDLED_ERRORS", "1")
+    # Processes of one machine take turns: threads that spin while they wait for work would take the others' cores.
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     import ray
 
     logging.getLogger("ray").setLevel(logging.WARNING)

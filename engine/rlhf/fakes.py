@@ -1,8 +1,9 @@
 """An engine that draws nothing: for tests of what surrounds engines, where deaths and lies have to come on cue.
 
 It writes the last token of a prompt over and over, and its log-probabilities are the sum of its weights, so a sync that
-did not arrive shows. What it is to do wrong next is read from a file, a word per line, each done once: `die` (in the
-middle of generating), `hang`, `stale` (take weights and keep the old ones), `drop` (lose a tensor).
+did not arrive shows. What it is to do wrong next is read from a file, a word per line, each done once: `broken` (fail
+when it starts), `gone` (never get started), `die` (in the middle of generating), `hang` (there), `jam` (hang when it
+takes weights), `stale` (take weights and keep the old ones), `drop` (lose a tensor).
 """
 
 import os
@@ -21,6 +22,10 @@ class FakeEngine:
     def __init__(self, script: Path) -> None:
         self._script = script
         self._weights: dict[str, float] = {}
+        if self._told("broken"):
+            raise RuntimeError("no model here")
+        if self._told("gone"):
+            time.sleep(_FOR_EVER)
 
     def generate(self, prompts: Sequence[list[int]], seeds: Sequence[int], drawing: Drawing) -> list[Written]:
         """As many tokens as are allowed."""
@@ -37,6 +42,8 @@ class FakeEngine:
 
     def load(self, weights: Weights) -> None:
         """Take the tensors' sums."""
+        if self._told("jam"):
+            time.sleep(_FOR_EVER)
         dropped = self._told("drop")
         given = {name: float(tensor.sum()) for name, tensor in weights}
         if not self._told("stale"):

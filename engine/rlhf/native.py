@@ -2,7 +2,8 @@
 
 Each delivery is a group of two, made and closed again, so an engine that died or was started anew since is nobody
 else's trouble. Never run: it needs a GPU on both sides. Left out: whether what arrived is what was sent
-(`engine.rlhf.rollouts`), and the way through Ray's object store (`engine.rlhf.transport`). Called by `rollouts`.
+(`engine.rlhf.rollouts`), and the way through Ray's object store (`engine.rlhf.transport`). Called by
+`engine.rlhf.fleet`.
 """
 
 import socket

@@ -63,8 +63,8 @@ class RlhfRecipe(Recipe):
     """Where the policy is published; RUN/model if not given."""
     threads: int | None = knob(None, ge=1)
     """Threads of a learner and of an engine, which take turns; all cores, divided by the learners, if not given."""
-    stall_seconds: float = knob(900, gt=0)
-    """Time without any progress after which the job stops."""
+    stall_seconds: float = knob(2000, gt=0)
+    """Time without any progress after which the job stops; longer than engines that start anew twice may take."""
 
     @model_validator(mode="after")
     def _fits(self) -> "RlhfRecipe":

@@ -5,7 +5,8 @@
     (`engine.rlhf.native`: from GPU to GPU)
 
 A parcel says which names it holds, so a tensor that is lost on the way is named. Left out: whether what arrived is
-what was sent (`engine.rlhf.rollouts` asks the engine for a text's log-probabilities). Called by it.
+what was sent (`engine.rlhf.rollouts` compares log-probabilities of a text). Called by
+`engine.rlhf.fleet`.
 """
 
 import warnings

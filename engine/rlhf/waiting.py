@@ -1,7 +1,6 @@
 """Wait for an actor's answer, no longer than a deadline; whatever comes instead is said in one sentence.
 
-Left out: engines that die while they draw, whose prompts others take over (`engine.rlhf.rollouts`). Called by it, and
-for the rewards' actor by `engine.rlhf.work`.
+Left out: engines, which come and go (`engine.rlhf.fleet`). Called for the rewards' actor by `engine.rlhf.work`.
 """
 
 from typing import Any

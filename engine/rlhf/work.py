@@ -20,6 +20,7 @@ from engine.models import load_causal_lm, load_tokenizer, load_values, resolve, 
 from engine.observe import MetricsWriter
 from engine.rlhf.critic import Critic, ValueHead, ValueModel
 from engine.rlhf.engines import make_engine
+from engine.rlhf.fleet import ActorRollouts
 from engine.rlhf.learner import PolicyLearner
 from engine.rlhf.loop import Loop, Seats
 from engine.rlhf.native import Native
@@ -27,7 +28,7 @@ from engine.rlhf.policy import Policy, check_split, freeze, without_dropout
 from engine.rlhf.prompts import read_prompts
 from engine.rlhf.recipe import RlhfRecipe
 from engine.rlhf.rewards import Answer, CombinedReward
-from engine.rlhf.rollouts import ActorRollouts, LocalRollouts, Rollouts
+from engine.rlhf.rollouts import LocalRollouts, Rollouts
 from engine.rlhf.transport import ObjectStore
 from engine.rlhf.waiting import answer
 from engine.rlhf.weights import (
@@ -170,7 +171,7 @@ def _rollouts(assignment: Assignment) -> Rollouts:
     seconds, kind = recipe.rollout.stall_seconds, recipe.rollout.transport
     if assignment.engines:
         return ActorRollouts(
-            assignment.engines, seconds, ObjectStore() if kind == "object_store" else Native(kind, seconds)
+            assignment.engines, seconds, ObjectStore() if kind == "object_store" else Native(kind, seconds / 3)
         )
     longest = recipe.prompts.window + recipe.rollout.max_tokens
     engine = make_engine(

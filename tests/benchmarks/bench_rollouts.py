@@ -20,8 +20,9 @@ from engine.finetune.options import LoraOptions
 from engine.models import load_causal_lm, load_tokenizer
 from engine.rlhf.adapters import Bases
 from engine.rlhf.engines import TransformersRollout, make_engine
+from engine.rlhf.fleet import ActorRollouts
 from engine.rlhf.policy import Policy, freeze
-from engine.rlhf.rollouts import ActorRollouts, EngineActor, Probe
+from engine.rlhf.rollouts import EngineActor, Probe
 from engine.rlhf.transport import ObjectStore
 from engine.rlhf.weights import for_engines
 from tests.benchmarks.bench_ppo import medians, ours

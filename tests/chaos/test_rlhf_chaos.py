@@ -27,7 +27,8 @@ from engine.errors import DeadlineExceeded
 from engine.models import load_causal_lm, load_tokenizer
 from engine.observe import read_metrics
 from engine.rlhf.engines import Drawing, TransformersRollout, make_engine
-from engine.rlhf.rollouts import ActorRollouts, EngineActor, Probe
+from engine.rlhf.fleet import ActorRollouts
+from engine.rlhf.rollouts import EngineActor, Probe
 from engine.storage import locate
 
 ROOT = Path(__file__).parents[2]
