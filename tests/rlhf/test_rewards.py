@@ -1,12 +1,17 @@
 """Rewards: the scale of APPS (T22), functions, endpoints that go down, verifiers, and sums of several."""
 
 import json
+import math
+import sys
 import threading
 from http.server import BaseHTTPRequestHandler, HTTPServer
+from types import SimpleNamespace
 
 import pytest
+import torch
 
 from engine.errors import HeadraceError, RecipeError, SourceError
+from engine.models import load_scorer, load_tokenizer, save_model
 from engine.retries import Patience
 from engine.rlhf.code_reward import CodeReward, apps_reward, program_in
 from engine.rlhf.reward_options import RewardOptions
@@ -222,3 +227,38 @@ def test_a_verifier_that_runs_answers_is_found_out():
     assert runs_answers(running)
     assert runs_answers(running_by_another)
     assert not runs_answers(parsing), "its own function, whatever it is called"
+
+
+def counting(answer, entry):
+    return float(int(answer) == int(entry["answer"]))
+
+
+def test_an_answer_that_a_verifier_cannot_read_is_wrong(monkeypatch):
+    dataset = type("Dataset", (), {"score_answer": staticmethod(counting)})
+    factory = SimpleNamespace(DATASETS={"sums": (dataset, None)})
+    gym = SimpleNamespace(factory=factory, get_score_answer_fn=lambda name: counting)
+    monkeypatch.setitem(sys.modules, "reasoning_gym", gym)
+    monkeypatch.setitem(sys.modules, "reasoning_gym.factory", factory)
+    reward = make_reward(RewardOptions(kind="verifier", dataset="sums"))
+    said = ["<answer>17</answer>", "seventeen", "<answer>16</answer>", "I say 17 <answer> 17 </answer>"]
+    reference = json.dumps({"answer": "17"})
+    assert reward.scores([Answer("?", each, reference) for each in said]) == [1, 0, 0, 1]
+
+
+def test_a_model_reads_the_response_or_both(small, tmp_path):
+    torch.manual_seed(0)
+    model, tokenizer = load_scorer(str(small), new_head=True), load_tokenizer(str(small))
+    model.config.pad_token_id = 0
+    save_model(model, tokenizer, tmp_path)
+    answers = [Answer("How are you?", "Fine."), Answer("And you?", "Fine."), Answer("How are you?", "Bad.")]
+
+    def scores(**keys):
+        return make_reward(RewardOptions(kind="model", model=str(tmp_path), **keys)).scores(answers)
+
+    response = scores(reads="response")
+    assert response[0] == pytest.approx(response[1], abs=1e-5)
+    assert response[0] != pytest.approx(response[2], abs=1e-4)
+    both = scores()
+    assert both[0] != pytest.approx(both[1], abs=1e-4)
+    chances = scores(reads="response", probability=True)
+    assert chances == pytest.approx([1 / (1 + math.exp(-each)) for each in response], abs=1e-5)
