@@ -1,4 +1,4 @@
-"""From a value network's vocabulary to a base's: for each token of the base one token of the value network and a weight.
+"""From a value network's vocabulary to a base's: to each token of the base one of the value network, and a weight.
 
     z(b) = z_base(b) + beta * weight(b) * z_value(index(b))
 
@@ -120,15 +120,8 @@ def counted(
     """How often a token of the base and one of the value network begin at the same character."""
     counts: Counter[tuple[int, int]] = Counter()
     for text in texts:
-        places = [
-            {
-                start: at
-                for at, (start, end) in zip(said["input_ids"], said["offset_mapping"], strict=True)
-                if end > start
-            }
-            for said in (_tokens(each, text) for each in (base, value))
-        ]
-        counts.update((ours, places[1][start]) for start, ours in places[0].items() if start in places[1])
+        ours, theirs = _begins(base, text), _begins(value, text)
+        counts.update((at, theirs[start]) for start, at in ours.items() if start in theirs)
     return counts
 
 
@@ -140,11 +133,11 @@ def weighed(counts: Mapping[tuple[int, int], int], columns: tuple[int, int]) -> 
         sums[ours] += count
     centred = {pair: count - sums[pair[0]] / columns[1] for pair, count in counts.items()}
     largest: dict[int, float] = {}
-    for (_, theirs), count in centred.items():
-        largest[theirs] = max(largest.get(theirs, 0.0), count)
+    for (_, theirs), more in centred.items():
+        largest[theirs] = max(largest.get(theirs, 0.0), more)
     best: dict[int, tuple[int, float]] = {}
-    for (ours, theirs), count in sorted(centred.items()):
-        share = count / largest[theirs] if largest[theirs] > 0 else 0.0
+    for (ours, theirs), more in sorted(centred.items()):
+        share = more / largest[theirs] if largest[theirs] > 0 else 0.0
         if share > best.get(ours, (0, 0.0))[1]:
             best[ours] = (theirs, share)
     return best
@@ -154,9 +147,8 @@ def spellings(tokenizer: "PreTrainedTokenizerBase") -> dict[int, bytes | str]:
     """What each token spells: bytes; of special tokens their name, or the part they play (the end of a text)."""
     bytewise = "ByteLevel" in str(_decoder(tokenizer))
     letters = _letters() if bytewise else {}
-    special = set(tokenizer.all_special_ids) | {
-        at for at, each in tokenizer.added_tokens_decoder.items() if each.special
-    }
+    added = tokenizer.added_tokens_decoder.items()
+    special = {*tokenizer.all_special_ids, *(at for at, each in added if each.special)}
     found: dict[int, bytes | str] = {}
     for token, at in tokenizer.get_vocab().items():
         if at == tokenizer.eos_token_id:
@@ -172,8 +164,11 @@ def spellings(tokenizer: "PreTrainedTokenizerBase") -> dict[int, bytes | str]:
     return found
 
 
-def _tokens(tokenizer: "PreTrainedTokenizerBase", text: str) -> Any:
-    return tokenizer(text, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
+def _begins(tokenizer: "PreTrainedTokenizerBase", text: str) -> dict[int, int]:
+    """The token that begins at each character where one does."""
+    said = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
+    places = zip(said["input_ids"], said["offset_mapping"], strict=True)
+    return {start: at for at, (start, end) in places if end > start}
 
 
 def _decoder(tokenizer: Any) -> Any:
