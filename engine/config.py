@@ -152,16 +152,19 @@ class Key(NamedTuple):
     help: str
 
 
-def describe(model: type[Section], prefix: str = "") -> Iterator[Key]:
-    """Every key of a recipe class, sections flattened to dotted names, for `headrace JOB --help`."""
+def describe(model: type[Section], prefix: str = "", given: Section | None = None) -> Iterator[Key]:
+    """Every key of a recipe class, sections flattened to dotted names, for `headrace JOB --help`; those in a list of
+    sections have an N for the place. `given` is what a section is if a recipe leaves it out."""
     for name, field in model.model_fields.items():
-        section = _section_of(field.annotation)
-        if section is not None:
-            yield from describe(section, f"{prefix}{name}.")
+        required = field.is_required() and given is None
+        value = getattr(given, name) if given else field.get_default(call_default_factory=True)
+        if (section := _section_of(field.annotation)) is not None:
+            yield from describe(section, f"{prefix}{name}.", value if isinstance(value, section) else None)
             continue
-        required = field.is_required()
-        default = "required" if required else _show(field.get_default(call_default_factory=True))
+        default = "required" if required else _show(value)
         yield Key(prefix + name, _type_name(field.annotation), default, " ".join((field.description or "").split()))
+        if (each := _listed(field.annotation)) is not None:
+            yield from describe(each, f"{prefix}{name}.N.")
 
 
 def _without_knobs(section: BaseModel) -> dict[str, Any]:
@@ -234,8 +237,8 @@ def _keys_at(model: type[BaseModel], location: Sequence[str]) -> list[str]:
     current: type[BaseModel] = model
     for step in location:
         field = current.model_fields.get(step)
-        section = _section_of(field.annotation) if field else None
-        if section is None:
+        section = (_section_of(field.annotation) or _listed(field.annotation)) if field else None
+        if section is None:  # a place in a list, say
             continue
         current = section
     return list(current.model_fields)
@@ -247,6 +250,14 @@ def _section_of(annotation: Any) -> type[Section] | None:
         if isinstance(candidate, type) and issubclass(candidate, Section):
             return candidate
     return None
+
+
+def _listed(annotation: Any) -> type[Section] | None:
+    """The section that a list holds."""
+    if typing.get_origin(annotation) is typing.Annotated:
+        annotation = typing.get_args(annotation)[0]
+    arguments = typing.get_args(annotation)
+    return _section_of(arguments[0]) if typing.get_origin(annotation) in (list, tuple) and arguments else None
 
 
 def _is_union(annotation: Any) -> bool:

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from engine.config import build_recipe
-from jobs import corpus, evaluate, rlhf, sft, sieve
+from jobs import corpus, evaluate, rlhf, sft, sieve, value_network
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
@@ -63,7 +63,7 @@ def test_recipes_are_recipes(text):
     from ruamel.yaml import YAML
 
     data = YAML(typ="safe", pure=True).load(text)
-    told = {"humaneval": evaluate, "criterion": sieve, "training": sft, "rewards": rlhf}
+    told = {"bases": value_network, "humaneval": evaluate, "criterion": sieve, "training": sft, "rewards": rlhf}
     job = next((job for key, job in told.items() if key in data), corpus)
     build_recipe(job.RECIPE, data)
 

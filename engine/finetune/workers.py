@@ -100,18 +100,19 @@ def _watched(
     if (home / _FAILED).exists():
         (home / _FAILED).unlink()
     thread.start()
-    done = _steps(home)
+    state = Checkpoints(home).latest()
+    done = state.steps if state else 0  # steps after it are done again
     with Progress("train", steps, "steps", done=done) as progress:
         moved, newest = time.monotonic(), _last(read_metrics(home, newest=_NEWEST))
         while thread.is_alive():
             thread.join(_POLL_SECONDS)
             lines = read_metrics(home, newest=_NEWEST)
             now = _last(lines)
-            if now != newest:  # also where a resume repeats steps
+            if now != newest:
                 newest, moved = now, time.monotonic()
-            if now.get("step", 0) > done:
-                progress.advance(now["step"] - done, **_shown(lines, shown))
-                done = now["step"]
+                if now.get("step", 0) > done:
+                    progress.advance(now["step"] - done, **_shown(lines, shown))
+                    done = now["step"]
             if parallel.workers > 1 and (home / _FAILED).exists():
                 # The others wait for it in an exchange that never comes; leaving Ray ends them.
                 thread.join(_LAST_WORDS_SECONDS)

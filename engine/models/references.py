@@ -22,6 +22,8 @@ from engine.errors import SourceError
 from engine.models.packaged import PACKAGED, unpack
 from engine.storage import is_local, locate
 
+_PUBLISHED = re.compile(r"(?:^|/)runs/(?P<job>[a-z-]+)/(?P<name>[^/]+)/(?:model|student)/?$")
+"""Where jobs publish models."""
 _KINDS = (
     "Give a directory with config.json and safetensors, the name of a model on the Hugging Face hub, or one of: "
     + ", ".join(f"pkg:{name}" for name in PACKAGED)
@@ -100,8 +102,18 @@ def _find(reference: str) -> Path:
             f"Run: headrace models convert {reference} OUTPUT",
         )
     if reference.startswith((".", "/", "~")) or not _HUB_NAME.fullmatch(reference):
-        raise SourceError(f"There is no model at {reference or 'an empty name'}.", _KINDS)
+        raise SourceError(f"There is no model at {reference or 'an empty name'}.", _remedy(reference))
     return _from_hub(reference)
+
+
+def _remedy(reference: str) -> str:
+    """What to do about a model that is not there: make it, if it is what a job of ours publishes."""
+    made = _PUBLISHED.search(reference)
+    if made is None:
+        return _KINDS
+    recipe = f"jobs/recipes/{made['job']}_{made['name']}.yaml"
+    shown = recipe if os.path.isfile(recipe) else f"RECIPE.yaml name={made['name']}"
+    return f"Make it first: headrace {made['job']} {shown}"
 
 
 def _require_weights(folder: Path, reference: str) -> None:

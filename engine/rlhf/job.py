@@ -17,7 +17,7 @@ from typing import Any
 from upath import UPath
 
 from engine import artifacts
-from engine.artifacts import Model
+from engine.artifacts import Model, Parent
 from engine.cluster import session
 from engine.corpus.ledger import Identity, Ledger
 from engine.corpus.transform import room
@@ -165,7 +165,11 @@ class _Job:
             threads=self._threads,
             inputs_fingerprint=self.identity.inputs_fingerprint,
             base_fingerprint=self.base,
-            parents=self.gathered.parents,
+            parents=(
+                *self.gathered.parents,
+                *(Parent(uri=each, fingerprint=self.models[each]) for each in sorted(self.models)),
+                Parent(uri=self.recipe.model, fingerprint=self.base),
+            ),
             engines=tuple(engines),
             scorer=scorer,
         )

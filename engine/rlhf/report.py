@@ -41,14 +41,27 @@ def write_report(path: UPath, recipe: RlhfRecipe, model: Model, state: State, sh
     """Write RUN/report.html."""
     home = path.parent
     report = Report(f"headrace rlhf: {recipe.name}", f"a model at {model.path}")
-    report.facts({"steps": state.steps, "time in steps": duration(state.seconds), **model.manifest.metrics})
+    before = state.measured[0].values if state.measured else {}
+    facts: dict[str, Any] = {"steps": state.steps, "time in steps": duration(state.seconds)}
+    for name, value in model.manifest.metrics.items():
+        first = before.get(name.removeprefix("held-out "))
+        facts[name] = f"{value:.4g}" if first is None else f"{value:.4g} (before: {first:.4g})"
+    report.facts(facts)
     report.text("How it ended", f"{state.ended[:1].upper()}{state.ended[1:]}.")
     if found := gains(home, state.steps):
         rows = []
         for each in found:
-            numbers = (f"{value:.3f}" for value in (each.before, each.after, each.low, each.high))
+            difference = each.after - each.before
+            numbers = (f"{value:+.3f}" for value in (each.before, each.after, difference, each.low, each.high))
             rows.append((each.name, *numbers, f"{each.p:.1g}"))
-        report.table("Held-out prompts", ["score", "before", "after", "difference from", "to (95 %)", "p"], rows)
+        columns = ["score", "before", "after", "difference", "at least (95 %)", "at most", "p"]
+        report.table("Held-out prompts", columns, rows)
+        report.text(
+            "What that says",
+            "Scores rise wherever a policy finds what the reward likes: read the answers below, and look at a score"
+            " that nothing was learnt from, at KL (small is near the reference) and at how many different pairs of"
+            f" words are left. {_ends(home, state)}",
+        )
     lines: dict[int, dict[str, Any]] = {}
     for line in read_metrics(home):  # a resume repeats steps: the later line holds
         lines[line["step"]] = {**lines.get(line["step"], {}), **line}
@@ -66,6 +79,13 @@ def write_report(path: UPath, recipe: RlhfRecipe, model: Model, state: State, sh
     report.code("Recipe", write_yaml(model.manifest.recipe), "yaml")
     report.text("Made by", f"Code {model.manifest.code_version}, seed {recipe.seed}; contents {model.fingerprint}.")
     report.write(path)
+
+
+def _ends(home: UPath, state: State) -> str:
+    """How many responses came to an end by themselves."""
+    last: dict[str, Any] = next((line for line in reversed(read_metrics(home)) if "finished" in line), {})
+    share = f"{last['finished']:.0%}" if last else "None"
+    return f"{share} of the last step's responses ended by themselves; the others were cut at rollout.max_tokens."
 
 
 def _curve(report: Report, lines: Mapping[int, Mapping[str, Any]], name: str, title: str) -> None:

@@ -1,19 +1,18 @@
 """vLLM with a base and a value network: the transformers reference's tokens, whatever shares the batch."""
 
-import gc
-
 import pytest
+import ray
 import torch
 
 from engine.errors import SourceError
 from engine.models import load_causal_lm, load_tokenizer, save_model
-from engine.models.generation import start_vllm
 from engine.value_network.card import Card, vocabulary_fingerprint
+from engine.value_network.generation import ValueGenerator
 from engine.value_network.networks import Probe, use_value_head
 from engine.value_network.reference import Mixture
 from engine.value_network.serving import vllm_settings
 
-pytestmark = [pytest.mark.vllm, pytest.mark.timeout(600), pytest.mark.filterwarnings("ignore")]
+pytestmark = [pytest.mark.vllm, pytest.mark.timeout(600)]
 TOKENS = 12
 BETAS = [0.0, 0.5, 1.0, 2.0]
 
@@ -39,15 +38,19 @@ def pair(make_llama, tmp_path_factory):
     return base, _publish(other, tmp_path_factory.mktemp("value"))
 
 
+def _started(base, value, **keys):
+    """In a process of its own: vLLM leaves much behind."""
+    actor = ray.remote(num_cpus=0.5, runtime_env={"env_vars": {"OMP_NUM_THREADS": "1"}})(ValueGenerator)
+    return actor.remote(str(base), str(value), **keys)
+
+
 @pytest.fixture(scope="module")
-def engine(pair):
-    folder, settings = vllm_settings(*map(str, pair))
+def engine(cluster, pair):
     # Prompts longer than a step's tokens are read in pieces; ten of them share their beginning.
     chunked = {"enable_chunked_prefill": True, "max_num_batched_tokens": 64, "enable_prefix_caching": True}
-    engine, _ = start_vllm(folder, at_once=16, longest=512, **settings, **chunked)
+    engine = _started(*pair, at_once=16, longest=512, **chunked)
     yield engine
-    del engine
-    gc.collect()
+    ray.kill(engine)
 
 
 def _prompts(count):
@@ -58,15 +61,8 @@ def _prompts(count):
     return [shared + ids[:5] if at % 3 == 0 else ids for at, ids in enumerate(made)]
 
 
-def _asked(engine, prompts, betas, **more):
-    from vllm import SamplingParams
-
-    params = [
-        SamplingParams(temperature=0, max_tokens=TOKENS, ignore_eos=True, extra_args={"value_beta": beta}, **more)
-        for beta in betas
-    ]
-    outputs = engine.generate([{"prompt_token_ids": ids} for ids in prompts], params, use_tqdm=False)
-    return [list(each.outputs[0].token_ids) for each in outputs]
+def _asked(engine, prompts, betas):
+    return ray.get(engine.continued.remote(prompts, betas, TOKENS), timeout=300)
 
 
 def _wanted(mixture, prompt, beta):
@@ -95,30 +91,23 @@ def test_requests_with_different_betas_share_a_batch(engine, pair):
 
 
 def test_a_request_that_says_nothing_has_all_of_it(engine, pair):
-    from vllm import SamplingParams
-
     mixture, prompt = Mixture(*map(str, pair)), _prompts(4)[1]
-    params = SamplingParams(temperature=0, max_tokens=TOKENS, ignore_eos=True, prompt_logprobs=0)
-    (output,) = engine.generate([{"prompt_token_ids": prompt}], params, use_tqdm=False)
-    assert list(output.outputs[0].token_ids) == _wanted(mixture, prompt, 1.0)
-    mixture.forget()
-    wanted = mixture.logits(torch.tensor([prompt]))[0].log_softmax(-1)
-    found = [next(iter(each.values())).logprob for each in output.prompt_logprobs[1:]]
-    expected = wanted[:-1].gather(1, torch.tensor(prompt)[1:, None])[:, 0]
-    torch.testing.assert_close(torch.tensor(found), expected, atol=2e-4, rtol=0)
+    assert _asked(engine, [prompt], [None]) == [_wanted(mixture, prompt, 1.0)]
+    for beta in (None, 0.5):
+        mixture.forget()
+        wanted = mixture.logits(torch.tensor([prompt]), None, 1.0 if beta is None else beta)[0].log_softmax(-1)
+        found = ray.get(engine.logprobs.remote(prompt, beta), timeout=300)
+        expected = wanted[:-1].gather(1, torch.tensor(prompt)[1:, None])[:, 0]
+        torch.testing.assert_close(torch.tensor(found), expected, atol=2e-4, rtol=0)
 
 
-@pytest.mark.parametrize("beta", [-1, float("nan"), float("inf"), "1", True, None])
+@pytest.mark.parametrize("beta", [-1, float("nan"), float("inf"), "1", True])
 def test_a_beta_that_is_none_is_refused(engine, beta):
-    from vllm import SamplingParams
-    from vllm.exceptions import VLLMValidationError
-
-    params = SamplingParams(max_tokens=1, extra_args={"value_beta": beta})
-    with pytest.raises(VLLMValidationError, match="value_beta must be a number"):
-        engine.generate([{"prompt_token_ids": [5, 6]}], params, use_tqdm=False)
+    with pytest.raises(ray.exceptions.RayTaskError, match="value_beta must be a number of at least 0"):
+        _asked(engine, [[5, 6]], [beta])
 
 
-def test_a_linear_probe_is_served_too(pair, tmp_path):
+def test_a_linear_probe_is_served_too(cluster, pair, tmp_path):
     base, _ = pair
     torch.manual_seed(5)
     probe, tokenizer = Probe(49152, 8), load_tokenizer(str(base))
@@ -126,13 +115,13 @@ def test_a_linear_probe_is_served_too(pair, tmp_path):
     probe.save(tmp_path)
     tokenizer.save_pretrained(tmp_path)
     Card(connection="linear_probe", vocabulary=vocabulary_fingerprint(tokenizer)).write(tmp_path)
-    folder, settings = vllm_settings(str(base), str(tmp_path))
-    engine, _ = start_vllm(folder, at_once=8, longest=256, **settings)
+    engine = _started(base, tmp_path, at_once=8, longest=256)
     mixture, prompts = Mixture(str(base), str(tmp_path)), _prompts(8)
     betas = [BETAS[at % len(BETAS)] for at in range(len(prompts))]
     wanted = [_wanted(mixture, prompt, beta) for prompt, beta in zip(prompts, betas, strict=True)]
     assert _asked(engine, prompts, betas) == wanted
     assert wanted[2] != _wanted(mixture, prompts[2], 0.0)
+    ray.kill(engine)
 
 
 def test_pairs_that_do_not_fit_are_refused(pair, tmp_path):
