@@ -5,6 +5,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from engine.models import LogitMix, Term
 from engine.value_network import combine_logits
 from engine.value_network.mixing import penalty, soft_embedding
 
@@ -29,6 +30,13 @@ def test_golden_4_a_value_network_that_is_the_base_doubles_it():
     _close(combine_logits(BASE, BASE).softmax(-1), [0.866813, 0.117310, 0.015876])
     loss = -combine_logits(BASE, BASE).log_softmax(-1)[1]
     _close(torch.stack([loss, -BASE.log_softmax(-1)[1]]), [2.142932, 1.407606])
+
+
+def test_golden_5_emulated_fine_tuning_is_the_same_sum():
+    large = torch.tensor([3.0, 1.0, 1.0])
+    expert, other = torch.tensor([1.0, 3.0, 0.0]), torch.tensor([2.0, 1.0, 0.0])
+    found = LogitMix([Term(1.0, 0, 1)], 3)(large, [expert, other])
+    assert found.tolist() == combine_logits(large, torch.tensor([-1.0, 2.0, 0.0])).tolist() == [2.0, 3.0, 1.0]
 
 
 @pytest.mark.parametrize(("beta", "first"), [(0, 0.665241), (0.5, 0.561702), (1, 0.449816)])
