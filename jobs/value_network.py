@@ -3,7 +3,7 @@
 Reads what `headrace sft` reads, and one or several frozen bases. Publishes the value network as a model directory with
 a card that says how it is connected; it is then put beside any base of the same vocabulary.
 
-Left out: serving it (`headrace serve`, `headrace generate`). Called by `jobs.cli`; the engine half is
+Left out: using it (`engine.value_network.generation`). Called by `jobs.cli`; the engine half is
 `engine.value_network` on the training parts of `engine.finetune`.
 """
 

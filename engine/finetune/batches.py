@@ -70,7 +70,7 @@ def next_token_losses(model: Any, row: Row) -> "torch.Tensor":
     import torch
 
     keep_L, targets_L = learnt(row)
-    logits_LV = outputs(model, row, keep_L).flatten(0, 1)
+    logits_LV = _outputs(model, row, keep_L).flatten(0, 1)
     return torch.nn.functional.cross_entropy(logits_LV.float(), targets_L, reduction="none", ignore_index=IGNORED)
 
 
@@ -83,7 +83,7 @@ def next_token_loss(model: Any, row: Row) -> "torch.Tensor":
         return next_token_losses(model, row).sum()
     keep_L, targets_L = learnt(row)
     with head.learning(targets_L):
-        loss: torch.Tensor = outputs(model, row, keep_L)
+        loss: torch.Tensor = _outputs(model, row, keep_L)
     return loss
 
 
@@ -96,7 +96,7 @@ def learnt(row: Row) -> tuple["torch.Tensor", "torch.Tensor"]:
     return keep_L, row.targets_1T[0, keep_L]
 
 
-def outputs(model: Any, row: Row, keep_L: "torch.Tensor") -> Any:
+def _outputs(model: Any, row: Row, keep_L: "torch.Tensor") -> Any:
     """What the head gives at these positions."""
     apart = {LENGTHS: row.lengths} if is_packed(model) else {}
     return model(

@@ -8,8 +8,7 @@ weighed as the paper's code weighs counts (each row less its mean, columns scale
 kept). That code aligns by edit distance; characters in common places need none (ours). It also leaves open whether the
 sum is taken in the base's vocabulary or the other: this is the base's (ours), so base and answer have one tokenizer.
 
-Left out: the value network reading text in its own tokens (`engine.value_network.reference`). Called by it and by
-`headrace serve`.
+Left out: the value network reading text in its own tokens, without which nothing uses a bridge yet.
 
 Shapes: B tokens of the base, V of the value network.
 """
@@ -68,7 +67,7 @@ class Bridge:
         if (self.base, self.value) != (base, value):
             raise SourceError(
                 "The bridge was made for other tokenizers than those of base and value network.",
-                "Make it anew: headrace models bridge BASE VALUE OUTPUT.",
+                "Make it anew with make_bridge.",
             )
 
     def save(self, folder: Path) -> None:
@@ -91,7 +90,7 @@ def load_bridge(folder: Path) -> Bridge:
     except (OSError, SafetensorError, KeyError) as error:
         raise SourceError(
             f"{folder} holds no bridge between vocabularies ({type(error).__name__}).",
-            "Make one: headrace models bridge BASE VALUE OUTPUT.",
+            "Make one with make_bridge.",
         ) from None
 
 

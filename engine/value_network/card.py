@@ -57,5 +57,5 @@ def check_same_vocabulary(value: str, bases: list[str]) -> None:
         if vocabulary_fingerprint(load_tokenizer(base)) != ours:
             raise SourceError(
                 f"{base} and {value} have different tokenizers: the same id is another token there.",
-                "Train with bases of the value network's own family; other families come in when it is used.",
+                "Train with bases of the value network's own family.",
             )

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 
 from engine.finetune.batches import IGNORED
-from engine.value_network.mixing import Norm
+from engine.value_network.mixing import Norm, penalty
 
 CHUNK = 256
 """Positions at a time."""
@@ -50,12 +50,11 @@ def mixed_loss(value_lV: torch.Tensor, goal: Goal, at: slice) -> tuple[torch.Ten
     gradient_lV *= learnt_l[:, None]
     if goal.weight:
         share = goal.weight / value_lV.shape[1]
+        loss = loss + goal.weight * penalty(value_lV, goal.norm).sum()
         if goal.norm == "l1":
-            loss = loss + share * value_lV.abs().sum()
             gradient_lV.add_(value_lV.sign(), alpha=share)
         else:
             root_l1 = value_lV.square().mean(-1, keepdim=True).sqrt()
-            loss = loss + goal.weight * root_l1.sum()
             gradient_lV += share * value_lV / root_l1.clamp(min=torch.finfo(torch.float32).tiny)
     return loss, gradient_lV
 

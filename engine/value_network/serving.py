@@ -1,6 +1,7 @@
 """Settings that make vLLM serve a base with a value network; and the check that the two belong together.
 
-Left out: the engine itself (vLLM), HTTP (`serve_apps`). Called by `headrace generate` and the endpoint.
+Left out: the engine itself (vLLM), HTTP (`serve_apps`). Called by
+`engine.value_network.generation`.
 """
 
 from pathlib import Path
@@ -29,12 +30,12 @@ def vllm_settings(base: str, value: str) -> tuple[Path, dict[str, Any]]:
     if card.connection not in SERVED:
         raise SourceError(
             f"{value} is connected as {card.connection}, which waits for the base's logits: vLLM cannot run it.",
-            f"Train one with connection {' or '.join(SERVED)}, or use engine: transformers.",
+            f"Train one with connection {' or '.join(SERVED)}.",
         )
     if card.vocabulary != vocabulary_fingerprint(load_tokenizer(base)):
         raise SourceError(
             f"{value} and {base} have different tokenizers: the same id is another token there.",
-            "Serve it with a base of its own family, or use engine: transformers with a bridge.",
+            "Serve it with a base of its own family.",
         )
     config = AutoConfig.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
     register()

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from engine.finetune.attention import keeps_apart, use_packed_attention
-from engine.finetune.batches import IGNORED, Row
+from engine.finetune.batches import IGNORED, Row, learnt
 from engine.finetune.learner import Learner
 from engine.finetune.loop import LOSS, Portion
 from engine.finetune.lora import merged, save_adapter, with_adapter
@@ -69,13 +69,10 @@ class ValueTraining:
         """See `Task`."""
         base, targets_T = self._bases[row.base], row.row.targets_1T[0]
         if self._recipe.penalty.positions == "all" and row.weight:
-            at_L = torch.arange(len(targets_T), device=targets_T.device)
+            at_L, targets_L = torch.arange(len(targets_T), device=targets_T.device), targets_T
         else:
-            at_L = (targets_T != IGNORED).nonzero()[:, 0]
-            # Without anything to learn a position is still needed: a worker takes part in every exchange.
-            at_L = at_L if len(at_L) else torch.zeros(1, dtype=torch.long, device=targets_T.device)
+            at_L, targets_L = learnt(row.row)
         logits = base.logits(row.row, at_L)
-        targets_L = targets_T[at_L]
         weight = row.weight if bool((targets_T != IGNORED).any()) else 0.0
         goal = Goal(logits, targets_L, weight, self._recipe.penalty.norm)
         loss: torch.Tensor = value_loss(model, self._recipe.connection, row.row, at_L, goal, base)
@@ -157,10 +154,9 @@ class ValueTraining:
 
     def _base_loss(self, model: Any, row: ValueRow) -> torch.Tensor:
         """The base's own loss, the value network left out."""
-        targets_T = row.row.targets_1T[0]
-        at_L = (targets_T != IGNORED).nonzero()[:, 0]
-        logits = self._bases[row.base].logits(row.row, at_L)
-        return torch.nn.functional.cross_entropy(logits(slice(None)).float(), targets_T[at_L], reduction="sum")
+        at_L, targets_L = learnt(row.row)
+        logits_LV = self._bases[row.base].logits(row.row, at_L)(slice(None)).float()
+        return torch.nn.functional.cross_entropy(logits_LV, targets_L, reduction="sum", ignore_index=IGNORED)
 
     def _with(self, portion: Portion, base: int, weight: float) -> Portion:
         if self._recipe.penalty.positions == "all":
