@@ -21,6 +21,14 @@ from engine.cluster import is_loopback
 
 KEY = "HEADRACE_API_KEY"
 """Environment variable that holds the key, or several with commas between them."""
+_KINDS = {
+    401: "AuthenticationError",
+    403: "PermissionDeniedError",
+    404: "NotFoundError",
+    422: "UnprocessableEntityError",
+    429: "RateLimitError",
+    503: "ServiceUnavailableError",
+}
 
 
 class Keys:
@@ -87,9 +95,10 @@ class Gate:
         return f"A body may hold at most {self._max:,} bytes."
 
 
-def error_body(status: int, sentence: str) -> dict[str, dict[str, str | int]]:
-    """What every refusal says."""
-    return {"error": {"code": status, "message": sentence}}
+def error_body(status: int, sentence: str) -> dict[str, dict[str, str | int | None]]:
+    """What every refusal says, in the shape of OpenAI's."""
+    kind = _KINDS.get(status, "BadRequestError" if status < 500 else "InternalServerError")
+    return {"error": {"message": sentence, "type": kind, "param": None, "code": status}}
 
 
 async def refuse(send: Send, status: int, sentence: str, headers: dict[str, str] | None = None) -> None:

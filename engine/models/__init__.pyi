@@ -1,5 +1,5 @@
 from .derived import convert_model, free_place, prune_model, publish_healed
-from .generation import Generated, Generator, Sampling, TransformersGenerator, VllmGenerator, start_vllm
+from .generation import Generated, Generator, Sampling, TransformersGenerator, VllmGenerator, start_vllm, vllm_keys
 from .inventory import (
     Description,
     Listed,
@@ -50,4 +50,5 @@ __all__ = [
     "save_model",
     "start_vllm",
     "tokenizer_fingerprint",
+    "vllm_keys",
 ]

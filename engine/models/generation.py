@@ -205,10 +205,22 @@ class _Stop:
 def start_vllm(
     folder: Path, *, at_once: int, longest: int = LONGEST, beside: Sequence[Path] = (), **more: Any
 ) -> tuple[Any, int]:
-    """A vLLM engine in this process, and the most tokens that a prompt and its answer may have together; `beside` are
-    models that share its cache, `more` are keys of vLLM's own.
+    """A vLLM engine in this process, and the most tokens that a prompt and its answer may have together; arguments as
+    for `vllm_keys`."""
+    os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
+    keys = vllm_keys(folder, at_once=at_once, longest=longest, beside=beside, **more)
+    from vllm import LLM
 
-    On a CPU it computes in float32 and takes memory for the longest text, or `at_once` of 1,024 tokens, and no more.
+    return LLM(**keys), keys["max_model_len"]
+
+
+def vllm_keys(
+    folder: Path, *, at_once: int, longest: int = LONGEST, beside: Sequence[Path] = (), **more: Any
+) -> dict[str, Any]:
+    """What vLLM is started with; `beside` are models that share its cache, `more` are keys of vLLM's own.
+
+    To be called before vLLM is imported. On a CPU it computes in float32 and takes memory for the longest text, or
+    `at_once` of 1,024 tokens, and no more.
     """
     import torch
     from transformers import AutoConfig
@@ -217,8 +229,14 @@ def start_vllm(
         AutoConfig.from_pretrained(each, trust_remote_code=False, local_files_only=True) for each in (folder, *beside)
     ]
     longest = min(longest, *map(window, configs))
-    keys: dict[str, Any] = {"max_model_len": longest, "max_num_seqs": at_once, "seed": 0, "disable_log_stats": True}
-    os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
+    keys: dict[str, Any] = {
+        "model": str(folder),
+        "trust_remote_code": False,
+        "max_model_len": longest,
+        "max_num_seqs": at_once,
+        "seed": 0,
+        "disable_log_stats": True,
+    }
     if not torch.cuda.is_available():
         # Read when vLLM is imported. Without a size for the cache it wants nearly all of the machine's memory.
         os.environ.update(_CPU)
@@ -230,9 +248,7 @@ def start_vllm(
             "enable_chunked_prefill": False,
             "max_num_batched_tokens": max(longest, _READ_AT_ONCE),
         }
-    from vllm import LLM
-
-    return LLM(model=str(folder), trust_remote_code=False, **{**keys, **more}), longest
+    return {**keys, **more}
 
 
 def cache_bytes(config: Any, at_once: int, longest: int) -> int:

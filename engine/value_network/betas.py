@@ -6,23 +6,18 @@ Left out: what beta does (`engine.value_network.architecture`), and vLLM's newer
 Shapes: R requests, V vocabulary.
 """
 
-import math
 from typing import Any
 
 from vllm.v1.sample.logits_processor import LogitsProcessor, MoveDirectionality
 
-BETA = "value_beta"
-"""A request's extra argument."""
+from engine.value_network.card import BETA, checked_beta
+
 DEFAULT = 1.0
 
 
 def beta_of(params: Any) -> float:
     """The beta of a request's sampling parameters. Raises `ValueError` for what is none."""
-    said = (params.extra_args or {}).get(BETA, DEFAULT)
-    # JSON has no other numbers; true would pass for one.
-    if isinstance(said, bool) or not isinstance(said, int | float) or not math.isfinite(said) or said < 0:
-        raise ValueError(f"{BETA} must be a number of at least 0, not {said!r}.")
-    return float(said)
+    return checked_beta((params.extra_args or {}).get(BETA, DEFAULT))
 
 
 class Betas:

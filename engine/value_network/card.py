@@ -5,8 +5,9 @@ Left out: its weights. Written beside them by the training, read by whoever puts
 
 import hashlib
 import json
+import math
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import pydantic
 
@@ -18,6 +19,8 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 CARD = "value_network.json"
+BETA = "value_beta"
+"""The name under which a request says how much of the value network's logits is added."""
 
 
 class Card(Section):
@@ -42,6 +45,14 @@ def read_card(folder: Path) -> Card:
         ) from None
     except pydantic.ValidationError as error:
         raise SourceError(f"{CARD} in {folder} is damaged ({error.errors()[0]['msg']}).", "Publish it again.") from None
+
+
+def checked_beta(said: Any) -> float:
+    """What a request says of beta, as a number. Raises `ValueError` for what is no number of at least 0."""
+    # JSON has no other numbers; true would pass for one.
+    if isinstance(said, bool) or not isinstance(said, int | float) or not 0 <= said < math.inf:
+        raise ValueError(f"{BETA} must be a number of at least 0, not {str(said)[:40]!r}.")
+    return float(said)
 
 
 def vocabulary_fingerprint(tokenizer: "PreTrainedTokenizerBase") -> str:
