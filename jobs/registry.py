@@ -19,11 +19,12 @@ JOBS = {
     "reward-model": "Train a model that gives texts one score, from preferences or labels.",
     "value-network": "Train a small model whose logits, added to a frozen one's, stand for fine-tuning it.",
     "rlhf": "Align a language model with rewards, by PPO with macro actions.",
+    "serve": "Answer over HTTP as OpenAI does, with value networks beside their bases.",
     "evaluate": "Measure a model: HumanEval in a sandbox, perplexity, reward, win rates, robustness.",
     "pipeline": "Walk a list of jobs, each one's output handed to the next.",
 }
 
-PIPELINE_JOBS = tuple(name for name in JOBS if name != "pipeline")
+PIPELINE_JOBS = tuple(name for name in JOBS if name not in ("pipeline", "serve"))
 
 
 def known_job(name: str, among: Iterable[str] = JOBS) -> None:

@@ -38,7 +38,13 @@ def show_outcome(outcome: Any, recipe: "Recipe | None") -> None:
 
     if outcome.reused:
         console.print(f"{outcome.output} is published already and still matches; nothing to do.", soft_wrap=True)
-    summary = closing(str(outcome.output), outcome.facts, outcome.shares, outcome.next_command, outcome.hints)
+    summary = closing(
+        str(outcome.output) if outcome.published else "",
+        outcome.facts,
+        outcome.shares,
+        outcome.next_command,
+        outcome.hints,
+    )
     console.print(summary, crop=False)
     if outcome.report:
         console.print(f"Report: {outcome.report}", soft_wrap=True)

@@ -7,11 +7,14 @@ Left out: which metrics there are. Called by `serve_apps.openai_app`.
 """
 
 import asyncio
+import re
 
 import httpx
 import ray
 
 _KEPT = ("ray_headrace_", "ray_vllm", "ray_serve_")
+_NOISE = re.compile(r'(?:Component|SessionName|Version|otel_scope_\w+)="[^"]*",?')
+"""Labels that say nothing: the same in every line."""
 _PATIENCE = 5.0
 """Seconds that a node may take to answer."""
 
@@ -21,7 +24,19 @@ async def cluster_metrics() -> str:
     nodes = [each for each in ray.nodes() if each["Alive"] and each.get("MetricsExportPort")]
     async with httpx.AsyncClient(timeout=_PATIENCE, trust_env=False) as client:
         texts = await asyncio.gather(*(_export(client, each) for each in nodes))
-    return "\n".join(line for text in texts for line in text.splitlines() if _name(line).startswith(_KEPT)) + "\n"
+    heads: dict[str, list[str]] = {}
+    samples: dict[str, list[str]] = {}
+    name = ""
+    for line in (line for text in texts for line in text.splitlines()):
+        if line.startswith("#"):
+            name = line.split()[2]
+            if name not in samples or (len(heads[name]) == 1 and line.startswith("# TYPE")):
+                heads.setdefault(name, []).append(line)
+            samples.setdefault(name, [])
+        elif name:
+            samples[name].append(_NOISE.sub("", line))
+    kept = (heads[name] + samples[name] for name in samples if name.startswith(_KEPT))
+    return "".join(f"{line}\n" for lines in kept for line in lines)
 
 
 async def _export(client: httpx.AsyncClient, node: dict[str, object]) -> str:
@@ -30,8 +45,3 @@ async def _export(client: httpx.AsyncClient, node: dict[str, object]) -> str:
         return found.text if found.status_code == 200 else ""
     except httpx.HTTPError:
         return ""
-
-
-def _name(line: str) -> str:
-    """The metric that a line of Prometheus's text is about."""
-    return line.removeprefix("# HELP ").removeprefix("# TYPE ")

@@ -10,13 +10,15 @@ A request goes to the engine of the name it asks for with the beta that it says 
 know (keys, names, beta, the bounded queue, an engine that died) is answered here; the rest is vLLM's own word. Every
 refusal has OpenAI's shape.
 
-Left out: reading requests and writing answers (`serve_apps.replica`), the gate (`serve_apps.gate`). Called by Ray Serve.
+Left out: reading requests and writing answers (`serve_apps.replica`), the gate (`serve_apps.gate`). Called by Ray
+Serve.
 """
 
 import asyncio
+import json
 import math
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Sequence
 from http import HTTPStatus
 from pathlib import Path
 from typing import Any
@@ -155,6 +157,9 @@ class Ingress:
             beta = beta_for(route.offered, _said_of_beta(body))
         except ValueError as error:
             raise HTTPException(400, str(error)) from None
+        most, wanted = route.model.at_once + route.model.max_queued, _texts(body)
+        if wanted > most:
+            raise HTTPException(400, f"One request may ask for {most} texts (prompts times n), not {wanted}.")
         events = route.handle.answer.remote(kind, name, beta, body, arrived)
         begun = False
         try:
@@ -197,8 +202,6 @@ async def _events(events: Any, name: str, seconds: float) -> AsyncIterator[str]:
 
 
 def _failure(status: int, sentence: str) -> str:
-    import json
-
     return f"data: {json.dumps(error_body(status, sentence))}\n\n"
 
 
@@ -206,9 +209,12 @@ async def _read(request: Request) -> dict[str, Any]:
     """The body of a request. Anything but JSON is refused unread: no page elsewhere can send it unasked."""
     if request.headers.get("content-type", "").partition(";")[0].strip().lower() != "application/json":
         raise HTTPException(415, "Send the body as Content-Type: application/json.")
+    raw = await request.body()
     try:
-        body = await request.json()
-    except ValueError:  # no JSON, no UTF-8
+        body = json.loads(raw)
+        if b"\\ud" in raw.lower():
+            json.dumps(body, ensure_ascii=False).encode()  # half a surrogate pair is no text
+    except ValueError:
         raise HTTPException(400, "The body is not valid JSON.") from None
     except RecursionError:
         raise HTTPException(400, "The body is nested too deeply.") from None
@@ -224,6 +230,13 @@ def _said_of_beta(body: dict[str, Any]) -> Any:
     if said is None and isinstance(extra, dict):
         return extra.get(BETA)
     return said
+
+
+def _texts(body: dict[str, Any]) -> int:
+    """How many texts a request wants written; what it says wrongly is vLLM's to refuse."""
+    prompt, n = body.get("prompt"), body.get("n")
+    prompts = len(prompt) if isinstance(prompt, list) and not all(isinstance(each, int) for each in prompt) else 1
+    return prompts * (n if isinstance(n, int) else 1)
 
 
 async def _health() -> dict[str, str]:
@@ -246,37 +259,44 @@ async def _say_nothing(request: Request, error: Exception) -> JSONResponse:
     return JSONResponse(error_body(500, "The endpoint failed at this; the ingress's log says how."), 500)
 
 
-def application(recipe: ServeRecipe, wrap: Callable[[type], type] = lambda each: each) -> Application:
-    """The application of a recipe: the ingress, and a deployment for each engine."""
-    engines = [
-        serve.deployment(
-            wrap(ModelReplica),
-            name=f"engine-{at}-{model.name.replace('/', '-')}",
-            # A few more than the engine works on, so that none of its places is empty while Serve finds the next.
-            max_ongoing_requests=model.at_once + max(2, model.at_once // 2),
-            max_queued_requests=model.max_queued,
-            graceful_shutdown_timeout_s=recipe.drain_seconds,
-            graceful_shutdown_wait_loop_s=0.2,
-            health_check_period_s=5,
-            ray_actor_options={
-                "num_cpus": model.cpus,
-                "num_gpus": model.gpus,
-                "runtime_env": {"env_vars": {"OMP_NUM_THREADS": str(max(1, int(model.cpus)))}},
-            },
-            **_replicas(model),
-        ).bind(model)
-        for at, model in enumerate(recipe.models)
-    ]
-    ingress = serve.deployment(
+def engine(model: ServedModel, at: int, recipe: ServeRecipe) -> Application:
+    """The deployment of one engine, the `at`-th of a recipe."""
+    return serve.deployment(
+        ModelReplica,
+        name=f"engine-{at}-{model.name.replace('/', '-')}",
+        # A few more than the engine works on, so that none of its places is empty while Serve finds the next.
+        max_ongoing_requests=model.at_once + max(2, model.at_once // 2),
+        max_queued_requests=model.max_queued,
+        max_constructor_retry_count=2,
+        graceful_shutdown_timeout_s=recipe.drain_seconds,
+        graceful_shutdown_wait_loop_s=0.2,
+        health_check_period_s=5,
+        ray_actor_options={
+            "num_cpus": model.cpus,
+            "num_gpus": model.gpus,
+            "runtime_env": {"env_vars": {"OMP_NUM_THREADS": str(max(1, int(model.cpus)))}},
+        },
+        **_replicas(model),
+    ).bind(model)
+
+
+def ingress(recipe: ServeRecipe, engines: Sequence[Application | DeploymentHandle]) -> Application:
+    """The deployment that receives requests; `engines` are in the order of the recipe's models.
+
+    An application of engines alone, and one of the ingress over their handles, can be stopped one after the other: then
+    the requests that wait in the ingress are answered too (`jobs.serve`).
+    """
+    deployment = serve.deployment(
         serve.ingress()(Ingress),
         name="ingress",
         num_replicas=recipe.ingress_replicas,
         max_ongoing_requests=_MANY,
+        max_constructor_retry_count=2,
         graceful_shutdown_timeout_s=recipe.drain_seconds,
         graceful_shutdown_wait_loop_s=0.2,
         ray_actor_options={"num_cpus": recipe.ingress_cpus},
     )
-    return ingress.bind(recipe, engines, expects_key=bool(Keys.from_environment()))
+    return deployment.bind(recipe, list(engines), expects_key=bool(Keys.from_environment()))
 
 
 def _replicas(model: ServedModel) -> dict[str, Any]:
@@ -297,6 +317,6 @@ def build(args: BuildArgs) -> Application:
         recipe = load_recipe(ServeRecipe, args.recipe, args.overrides)
         for model in recipe.models:
             model.vllm()  # what does not fit is refused here, before anything starts
-        return application(recipe)
+        return ingress(recipe, [engine(model, at, recipe) for at, model in enumerate(recipe.models)])
     except HeadraceError as error:
         raise click.ClickException(str(error)) from error

@@ -3,6 +3,10 @@ from .access import find_token as find_token
 from .access import is_loopback as is_loopback
 from .access import probe as probe
 from .access import use_token as use_token
+from .applications import delete as delete
+from .applications import deploy as deploy
+from .applications import start_serve as start_serve
+from .applications import stay as stay
 from .blueprint import autoscaling_config as autoscaling_config
 from .blueprint import validate_cluster_yaml as validate_cluster_yaml
 from .connection import Session as Session
@@ -12,10 +16,14 @@ __all__ = [
     "Session",
     "Token",
     "autoscaling_config",
+    "delete",
+    "deploy",
     "find_token",
     "is_loopback",
     "probe",
     "session",
+    "start_serve",
+    "stay",
     "use_token",
     "validate_cluster_yaml",
 ]

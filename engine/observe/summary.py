@@ -24,11 +24,12 @@ def closing(
     next_command: str,
     hints: Mapping[str, str] | None = None,
 ) -> RenderableType:
-    """The end of a job as a rich renderable; `hints` as for `bottleneck`, an empty `next_command` leaves its line out.
+    """The end of a job as a rich renderable; `hints` as for `bottleneck`, an empty `published` or
+    `next_command` leaves its line out.
 
     Texts are shown as they are: square brackets in them are no markup.
     """
-    parts: list[RenderableType] = [_line("Published", published, "bold green")]
+    parts: list[RenderableType] = [_line("Published", published, "bold green")] if published else []
     if facts:
         parts.append(Padding(_facts(facts), (1, 0, 0, 2)))
     if shares:

@@ -150,4 +150,3 @@ def beta_for(offered: Offered, said: Any) -> float | None:
     if offered.fixed and beta != offered.beta:
         raise ValueError(f"{offered.name} is the base alone; its value_beta is {offered.beta:g}.")
     return beta
-

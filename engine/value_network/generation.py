@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from engine.models.generation import LONGEST, start_vllm
-from engine.value_network.betas import BETA
+from engine.value_network.card import BETA
 from engine.value_network.serving import vllm_settings
 
 
