@@ -19,6 +19,7 @@ import json
 import math
 import time
 from collections.abc import AsyncIterator, Sequence
+from contextlib import suppress
 from http import HTTPStatus
 from pathlib import Path
 from typing import Any
@@ -177,7 +178,7 @@ class Ingress:
             raise HTTPException(503, f"The engine of {name} has failed and is started again.", wait) from None
         finally:
             if not begun:
-                events.cancel()
+                _let_go(events)
         if answer is not None:
             return JSONResponse(answer, status)
         deadline = arrived + self._recipe.request_seconds - time.time()
@@ -198,7 +199,12 @@ async def _events(events: Any, name: str, seconds: float) -> AsyncIterator[str]:
     except (RayError, RayServeException):
         yield _failure(503, f"The engine of {name} has failed; what is above is not the whole answer.")
     finally:
-        events.cancel()  # where the caller has gone, the engine stops writing for it
+        _let_go(events)  # where the caller has gone, the engine stops writing for it
+
+
+def _let_go(events: Any) -> None:
+    with suppress(Exception):  # of a request that failed, it raises once more what was its failure
+        events.cancel()
 
 
 def _failure(status: int, sentence: str) -> str:

@@ -111,8 +111,9 @@ def _remedy(reference: str) -> str:
     made = _PUBLISHED.search(reference)
     if made is None:
         return _KINDS
-    recipe = f"jobs/recipes/{made['job']}_{made['name']}.yaml"
-    shown = recipe if os.path.isfile(recipe) else f"RECIPE.yaml name={made['name']}"
+    stems = made["job"], made["job"].partition("-")[0]
+    recipes = [f"jobs/recipes/{stem}_{made['name']}.yaml" for stem in stems]
+    shown = next(filter(os.path.isfile, recipes), f"RECIPE.yaml name={made['name']}")
     return f"Make it first: headrace {made['job']} {shown}"
 
 

@@ -1,7 +1,7 @@
 """What an endpoint serves: models by the names callers know them by, and the engines behind those names.
 
     models:
-    - {name: tweets, base: pkg:smollm2-135m, value: runs/value-network/laptop/value_network, base_name: smollm2}
+    - {name: tweets, base: pkg:smollm2-135m, value: runs/value-network/laptop/model, base_name: smollm2}
     - {name: plain, base: some/model}
 
 An entry is one engine. With a value network it answers under two names: `name` mixes (`value_beta` in the request, or
@@ -41,7 +41,7 @@ class ServedModel(Section):
     base: str = Field(min_length=1)
     """The model: pkg:..., a directory or a hub name."""
     value: str | None = None
-    """A value network to put beside it: RUN/value_network of `headrace value-network`."""
+    """A value network to put beside it: RUN/model of `headrace value-network`."""
     beta: float = Field(1.0, ge=0, allow_inf_nan=False)
     """How much of the value network's logits is added where a request does not say."""
     base_name: _Name | None = None
@@ -57,9 +57,11 @@ class ServedModel(Section):
     gpus: int = Field(0, ge=0)
     """GPUs of a replica; the model is spread over them (tensor parallelism)."""
     replicas: int = Field(1, ge=1)
+    """Engines of this kind, each with its CPUs and GPUs."""
     max_replicas: int = Field(1, ge=1)
     """Above `replicas`, Serve adds replicas when each has more than `target_ongoing` requests."""
     target_ongoing: float = Field(12.0, gt=0)
+    """Requests of a replica, on average, that Serve aims at."""
     engine: dict[str, Any] = Field(default_factory=dict)
     """Keys of vLLM's own: dtype, quantization, gpu_memory_utilization, ..."""
 
