@@ -4,14 +4,17 @@ import os
 import re
 import shlex
 import shutil
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
+import httpx
 import pytest
 
 from engine.config import build_recipe
-from jobs import corpus, evaluate, rlhf, sft, sieve, value_network
+from jobs import corpus, evaluate, rlhf, serve, sft, sieve, value_network
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
@@ -42,8 +45,26 @@ def test_commands_run(command, home, head):
         "RAY_ADDRESS": head.address,
         "PATH": f"{Path(program).parent}:{os.environ['PATH']}",
     }
+    if words[1] == "serve":
+        return _serves([program, *words[1:]], home, environment)
     done = subprocess.run([program, *words[1:]], cwd=home, env=environment, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stdout + done.stderr
+
+
+def _serves(command, home, environment):
+    """It answers, and ends when it is told to."""
+    out = home / "served"
+    with out.open("w") as file:
+        running = subprocess.Popen(command, cwd=home, env=environment, stdout=file, stderr=subprocess.STDOUT)
+    deadline = time.monotonic() + 240
+    while not (told := re.search(r"(http://\S+)/v1 answers", out.read_text())):
+        assert running.poll() is None, out.read_text()
+        assert time.monotonic() < deadline, out.read_text()
+        time.sleep(0.5)
+    body = {"model": "smollm2", "prompt": "The capital of France is", "max_tokens": 1, "temperature": 0}
+    assert httpx.post(f"{told[1]}/v1/completions", json=body, timeout=60).json()["choices"][0]["text"] == " Paris"
+    running.send_signal(signal.SIGINT)
+    assert running.wait(90) == 0, out.read_text()
 
 
 @pytest.mark.parametrize("command", [each for each in COMMANDS if not each.startswith("headrace")])
@@ -63,7 +84,14 @@ def test_recipes_are_recipes(text):
     from ruamel.yaml import YAML
 
     data = YAML(typ="safe", pure=True).load(text)
-    told = {"bases": value_network, "humaneval": evaluate, "criterion": sieve, "training": sft, "rewards": rlhf}
+    told = {
+        "models": serve,
+        "bases": value_network,
+        "humaneval": evaluate,
+        "criterion": sieve,
+        "training": sft,
+        "rewards": rlhf,
+    }
     job = next((job for key, job in told.items() if key in data), corpus)
     build_recipe(job.RECIPE, data)
 

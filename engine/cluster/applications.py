@@ -17,13 +17,22 @@ _GLANCE = 2.0
 
 
 def start_serve(host: str, port: int, *, timeout: float) -> None:
-    """Start Serve with its proxy at `host:port`; `timeout` in seconds is for a whole request."""
+    """Start Serve with its proxy at `host:port`; `timeout` in seconds is for a whole request.
+
+    Raises `ClusterError` where Serve runs already and listens elsewhere.
+    """
     from ray import serve
     from ray.serve.config import HTTPOptions
 
     logging.getLogger("ray.serve").setLevel(logging.WARNING)
     options = HTTPOptions(host=host, port=port, request_timeout_s=timeout)
     serve.start(http_options=options)
+    running = serve.context._get_global_client().http_config
+    if (running.host, running.port) != (host, port):
+        raise ClusterError(
+            f"Serve runs on this cluster already and listens on {running.host}:{running.port}.",
+            f"Say host={running.host} port={running.port}, or end it there: serve shutdown.",
+        )
 
 
 def deploy(applications: Mapping[str, Any], seconds: float, *, route: str | None = None) -> list[Any]:
