@@ -63,7 +63,7 @@ class Head:
 
 
 LONGEST = ("test_readme.py", "test_chaos.py", "test_fine_tuning.py", "test_sieve_job.py", "test_evaluate_job.py",
-           "test_sieve_chaos.py", "test_rlhf_job.py", "test_bad_input.py")  # fmt: skip
+           "test_sieve_chaos.py", "test_rlhf_job.py", "test_openai_app.py", "test_bad_input.py")  # fmt: skip
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
