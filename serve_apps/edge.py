@@ -31,10 +31,11 @@ class PlainRefusals:
         """Pass everything on but the proxy's own refusals."""
         if scope["type"] != "http" or scope["path"].startswith("/-/"):
             return await self._app(scope, receive, send)
-        refused = False
+        begun = refused = False
 
         async def passed(message: Message) -> None:
-            nonlocal refused
+            nonlocal begun, refused
+            begun = True
             if message["type"] == "http.response.start" and message["status"] >= 400:
                 kind = dict(message.get("headers", [])).get(b"content-type", b"")
                 if not kind.startswith(b"application/json"):
@@ -43,7 +44,13 @@ class PlainRefusals:
             if not refused:
                 await send(message)
 
-        await self._app(scope, receive, passed)
+        try:
+            await self._app(scope, receive, passed)
+        except Exception:
+            if begun:
+                raise
+        if not begun:  # the replica that had the request died
+            await _shaped(send, 500)
 
 
 async def _shaped(send: Send, status: int) -> None:

@@ -265,10 +265,10 @@ async def _say_nothing(request: Request, error: Exception) -> JSONResponse:
     return JSONResponse(error_body(500, "The endpoint failed at this; the ingress's log says how."), 500)
 
 
-def engine(model: ServedModel, at: int, recipe: ServeRecipe) -> Application:
+def engine(model: ServedModel, at: int, recipe: ServeRecipe, replica: type = ModelReplica) -> Application:
     """The deployment of one engine, the `at`-th of a recipe."""
     return serve.deployment(
-        ModelReplica,
+        replica,
         name=f"engine-{at}-{model.name.replace('/', '-')}",
         # A few more than the engine works on, so that none of its places is empty while Serve finds the next.
         max_ongoing_requests=model.at_once + max(2, model.at_once // 2),
