@@ -20,6 +20,7 @@ JOBS = {
     "value-network": "Train a small model whose logits, added to a frozen one's, stand for fine-tuning it.",
     "rlhf": "Align a language model with rewards, by PPO with macro actions.",
     "serve": "Answer over HTTP as OpenAI does, with value networks beside their bases.",
+    "generate": "Write responses to prompts with a model, a value network beside it or not.",
     "evaluate": "Measure a model: HumanEval in a sandbox, perplexity, reward, win rates, robustness.",
     "pipeline": "Walk a list of jobs, each one's output handed to the next.",
 }

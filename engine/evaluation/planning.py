@@ -32,14 +32,10 @@ from engine.evaluation.results import REFERENCE
 from engine.evaluation.sandbox import Sandbox
 from engine.evaluation.stages import Checking, Generating, Measuring, Rewarding
 from engine.models import check_scorer, fingerprint, load_tokenizer, portable, resolve
-from engine.models.generation import cache_bytes, window
+from engine.models.generation import PROCESS_BYTES, cache_bytes, window
 from engine.observe import duration
 from engine.resources import usable_cpus
 from engine.storage import locate, writable
-
-_BASE = 1_200_000_000
-"""Bytes of a process that has imported torch and vLLM, before any model."""
-
 
 _NOUNS = {"humaneval": "problems", "prompts": "prompts"}
 
@@ -189,7 +185,7 @@ def prepare(recipe: EvaluationRecipe) -> Planned:
         memory["measure"] = weights
     if recipe.reward and recipe.prompts:
         memory["reward"] = _weights(recipe.reward.model)
-    memory = {name: size + (0 if at else _BASE) for at, (name, size) in enumerate(memory.items())}
+    memory = {name: size + (0 if at else PROCESS_BYTES) for at, (name, size) in enumerate(memory.items())}
     return Planned(recipe, found, left_out, tuple(parents.values()), uses, memory)
 
 

@@ -137,7 +137,7 @@ def prompt_questions(
     options, found = recipe.prompts, Questions()
     assert options
     for row in rows:
-        turns = _turns(row)
+        turns = turns_of(row)
         if turns is None:
             found.left_out["no prompt"] += 1
             continue
@@ -154,7 +154,7 @@ def prompt_questions(
             style = "chat" if options.chat else "plain"
             for sample in range(wanted):
                 seed = seed_of(recipe.seed, "prompts", row["key"], style, sample)
-                question = Question("prompts", row["key"], style, variant, sample, seed, text, ids, _reference(row))
+                question = Question("prompts", row["key"], style, variant, sample, seed, text, ids, reference_of(row))
                 found.rows.append(question)
     return found
 
@@ -216,7 +216,7 @@ def _noise(recipe: EvaluationRecipe, name: str, variant: Perturbation) -> tuple[
     return recipe.robustness.rate, seed_of(recipe.seed, "noise", variant, name)
 
 
-def _turns(row: Mapping[str, Any]) -> list[dict[str, str]] | None:
+def turns_of(row: Mapping[str, Any]) -> list[dict[str, str]] | None:
     """The conversation up to where the assistant is to answer; None where nobody asks."""
     if "messages" not in row:
         return [{"role": "user", "content": row["prompt"]}] if (row["prompt"] or "").strip() else None
@@ -231,7 +231,8 @@ def _exchange(row: Mapping[str, Any]) -> list[dict[str, str]]:
     return [{"role": "user", "content": row["prompt"] or ""}, {"role": "assistant", "content": row["response"] or ""}]
 
 
-def _reference(row: Mapping[str, Any]) -> str | None:
+def reference_of(row: Mapping[str, Any]) -> str | None:
+    """The answer that a row has itself, if it has one."""
     if "messages" in row:
         last = (row["messages"] or [{}])[-1]
         return last.get("content") if last.get("role") == "assistant" else None

@@ -13,17 +13,20 @@ and by the teacher of SIEVE that writes.
 """
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
+from engine.errors import SourceError
 from engine.models.loading import load_causal_lm, load_tokenizer
 from engine.models.references import resolve
 
 if TYPE_CHECKING:
     import torch
 
+PROCESS_BYTES = 1_200_000_000
+"""Memory of a process that has imported torch and vLLM, before any model."""
 LONGEST = 4096
 """Tokens of prompt and answer together, unless more is asked for: the cache of the longest must fit in memory."""
 _CPU = {
@@ -34,6 +37,8 @@ _READ_AT_ONCE = 4096
 """Tokens of prompts that vLLM reads in one step on a CPU, unless a single one may be longer."""
 _TAIL = 24
 """Tokens at the end of a text in which a stop string is looked for after each step."""
+_UNKNOWN = "are not supported for now"
+"""What vLLM says of architectures that it does not know."""
 
 
 @dataclass(frozen=True)
@@ -65,23 +70,43 @@ class Generator(Protocol):
 
 
 class VllmGenerator:
-    """vLLM in this process; starting it takes 20 to 100 seconds. Raises `SourceError` for a model that cannot be had.
+    """vLLM in this process; starting it takes 20 to 100 seconds. Raises `SourceError` for a model that cannot be had or
+    that vLLM does not know.
 
-    `at_once` sequences are worked on at a time. On a CPU it works with `OMP_NUM_THREADS` threads, which Ray sets to an
+    `at_once` sequences are worked on at a time; `arguments` go with every request to what was added to vLLM, `more` are
+    as for `start_vllm`. On a CPU it works with `OMP_NUM_THREADS` threads, which Ray sets to an
     actor's whole cores: any other way of setting them reaches one thread of the process only, and vLLM then fails.
     """
 
-    def __init__(self, reference: str, *, at_once: int = 32, longest: int = LONGEST) -> None:
+    def __init__(
+        self,
+        reference: str,
+        *,
+        at_once: int = 32,
+        longest: int = LONGEST,
+        arguments: Mapping[str, Any] | None = None,
+        **more: Any,
+    ) -> None:
         self.tokenizer = load_tokenizer(reference)
         folder = resolve(reference)
         self._ends = end_tokens(folder, self.tokenizer)
-        self.engine, self.longest = start_vllm(folder, at_once=at_once, longest=longest)
+        self._arguments = dict(arguments) if arguments else None
+        try:
+            self.engine, self.longest = start_vllm(folder, at_once=at_once, longest=longest, **more)
+        except ValueError as error:
+            if _UNKNOWN not in str(error):
+                raise
+            raise SourceError(
+                f"vLLM does not know the architecture of {reference}.", "Let the engine be transformers."
+            ) from error
 
     def generate(self, prompts: Sequence[list[int]], sampling: Sampling, seeds: Sequence[int]) -> list[Generated]:
         """See `Generator`. Raises `ValueError` for a prompt that fills the window."""
         from vllm import SamplingParams
 
         _check_room(prompts, self.longest)
+        # What earlier calls have left in the cache would have sums taken in another order.
+        self.engine.reset_prefix_cache()
         asked = [
             SamplingParams(
                 temperature=sampling.temperature,
@@ -89,6 +114,7 @@ class VllmGenerator:
                 max_tokens=min(sampling.max_tokens, self.longest - len(prompt)),
                 stop=list(sampling.stop),
                 seed=seed if sampling.temperature else None,
+                extra_args=self._arguments,
             )
             for prompt, seed in zip(prompts, seeds, strict=True)
         ]
@@ -101,15 +127,25 @@ class VllmGenerator:
 
 
 class TransformersGenerator:
-    """The model in transformers, in float32 unless `dtype` says otherwise. Raises `SourceError` as loading does."""
+    """The model in transformers, in float32 unless `dtype` says otherwise; `model` is one that is loaded already.
+
+    Raises `SourceError` as loading does.
+    """
 
     def __init__(
-        self, reference: str, *, at_once: int = 16, longest: int = LONGEST, dtype: str = "float32", device: str = "cpu"
+        self,
+        reference: str,
+        *,
+        at_once: int = 16,
+        longest: int = LONGEST,
+        dtype: str = "float32",
+        device: str = "cpu",
+        model: Any = None,
     ) -> None:
         from transformers import GenerationConfig
 
         self.tokenizer = load_tokenizer(reference)
-        self.model: Any = load_causal_lm(reference, dtype).to(device)
+        self.model: Any = load_causal_lm(reference, dtype).to(device) if model is None else model
         self._ends = _ends(self.model.generation_config, self.tokenizer)
         # What a model's own settings say of penalties would fill what a call leaves open.
         self.model.generation_config = GenerationConfig()
@@ -131,37 +167,49 @@ class TransformersGenerator:
 
     def _batch(self, prompts: list[list[int]], sampling: Sampling, seeds: list[int]) -> list[Generated]:
         import torch
-        from transformers import GenerationConfig
 
         width = max(map(len, prompts))
-        ends = self._ends
-        pad = self.tokenizer.pad_token_id if self.tokenizer.pad_token_id is not None else next(iter(ends), 0)
-        device = self.model.device
+        ends, pad, device = self._ends, self._pad, self.model.device
         ids_BT = torch.tensor([[pad] * (width - len(each)) + each for each in prompts], device=device)
         mask_BT = torch.tensor([[0] * (width - len(each)) + [1] * len(each) for each in prompts], device=device)
         most = [min(sampling.max_tokens, self.longest - len(each)) for each in prompts]
-        settings = GenerationConfig(
-            max_new_tokens=max(most), do_sample=False, eos_token_id=sorted(ends) or None, pad_token_id=pad
-        )
-        stop = _Stop(self.tokenizer, sampling.stop, width, len(prompts))
+        draw = Draw(sampling, seeds) if sampling.temperature else None
+        stop = Stop(self.tokenizer, sampling.stop, width, len(prompts))
         with torch.inference_mode():
-            out_BT = self.model.generate(
-                input_ids=ids_BT,
-                attention_mask=mask_BT,
-                generation_config=settings,
-                logits_processor=[_Draw(sampling, seeds)] if sampling.temperature else [],
-                stopping_criteria=[stop] if sampling.stop else [],
-            )
+            out_BL = self._continued(ids_BT, mask_BT, max(most), draw, stop)
         rows = []
-        for row, ids in enumerate(out_BT[:, width:].tolist()):
+        for row, ids in enumerate(out_BL.tolist()):
             ids = ids[: stop.ended[row] or most[row]]  # what follows is padding, or more than this row may have
             end = next((at for at, token in enumerate(ids) if token in ends), None)
             ids = ids if end is None else ids[: end + 1]
             rows.append(_written(self.tokenizer, ids, sampling.stop, ends, end is not None))
         return rows
 
+    def _continued(
+        self, ids_BT: "torch.Tensor", mask_BT: "torch.Tensor", most: int, draw: "Draw | None", stop: "Stop"
+    ) -> "torch.Tensor":
+        """What follows prompts that are padded on the left, (B, at most `most`); anything after a row's end."""
+        from transformers import GenerationConfig
 
-class _Draw:
+        settings = GenerationConfig(
+            max_new_tokens=most, do_sample=False, eos_token_id=sorted(self._ends) or None, pad_token_id=self._pad
+        )
+        out_BT: torch.Tensor = self.model.generate(
+            input_ids=ids_BT,
+            attention_mask=mask_BT,
+            generation_config=settings,
+            logits_processor=[draw] if draw else [],
+            stopping_criteria=[stop] if stop.stops else [],
+        )
+        return out_BT[:, ids_BT.shape[1] :]
+
+    @property
+    def _pad(self) -> int:
+        own = self.tokenizer.pad_token_id
+        return int(next(iter(self._ends), 0) if own is None else own)
+
+
+class Draw:
     """Draws each row by the Gumbel trick from a generator of its own: the greatest logit is then the token drawn."""
 
     def __init__(self, sampling: Sampling, seeds: Sequence[int]) -> None:
@@ -184,11 +232,11 @@ class _Draw:
         return logp_BV + noise_BV.to(logp_BV.device)
 
 
-class _Stop:
+class Stop:
     """Ends a row once a stop string stands at its end; `ended` is the length at which each one did, 0 for none."""
 
     def __init__(self, tokenizer: Any, stops: tuple[str, ...], width: int, rows: int) -> None:
-        self._tokenizer, self._stops, self._width = tokenizer, stops, width
+        self._tokenizer, self.stops, self._width = tokenizer, stops, width
         self.ended = [0] * rows
 
     def __call__(self, ids_BT: "torch.Tensor", scores: Any, **_: Any) -> "torch.Tensor":
@@ -197,7 +245,7 @@ class _Stop:
         length = ids_BT.shape[1] - self._width
         tails = self._tokenizer.batch_decode(ids_BT[:, self._width :][:, -_TAIL:])
         for row, tail in enumerate(tails):
-            if not self.ended[row] and any(stop in tail for stop in self._stops):
+            if not self.ended[row] and any(stop in tail for stop in self.stops):
                 self.ended[row] = length
         return torch.tensor([bool(each) for each in self.ended], device=ids_BT.device)
 

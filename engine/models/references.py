@@ -111,9 +111,9 @@ def _remedy(reference: str) -> str:
     made = _PUBLISHED.search(reference)
     if made is None:
         return _KINDS
-    stems = made["job"], made["job"].partition("-")[0]
-    recipes = [f"jobs/recipes/{stem}_{made['name']}.yaml" for stem in stems]
-    shown = next(filter(os.path.isfile, recipes), f"RECIPE.yaml name={made['name']}")
+    # The recipes of value networks are called `value_`.
+    recipe = f"jobs/recipes/{made['job'].removesuffix('-network')}_{made['name']}.yaml"
+    shown = recipe if os.path.isfile(recipe) else f"RECIPE.yaml name={made['name']}"
     return f"Make it first: headrace {made['job']} {shown}"
 
 

@@ -1,15 +1,23 @@
 from .card import Card, check_same_vocabulary, read_card, vocabulary_fingerprint
+from .generate_recipe import GenerateRecipe
 from .mixing import combine_logits
 from .recipe import ValueRecipe
+from .responses import prepare_responses
+from .responses_report import narrate_responses, response_facts, response_statistics
 from .serving import vllm_settings
 from .training import value_config, value_task
 
 __all__ = [
     "Card",
+    "GenerateRecipe",
     "ValueRecipe",
     "check_same_vocabulary",
     "combine_logits",
+    "narrate_responses",
+    "prepare_responses",
     "read_card",
+    "response_facts",
+    "response_statistics",
     "value_config",
     "value_task",
     "vllm_settings",

@@ -9,7 +9,7 @@ from typing import Any
 
 from engine.errors import SourceError
 from engine.models import load_tokenizer, resolve
-from engine.value_network.card import read_card, vocabulary_fingerprint
+from engine.value_network.card import Card, read_card, vocabulary_fingerprint
 from engine.value_network.plugin import ARCHITECTURE, register
 
 PROCESSOR = "engine.value_network.betas:BetaProcessor"
@@ -26,17 +26,8 @@ def vllm_settings(base: str, value: str) -> tuple[Path, dict[str, Any]]:
     from transformers import AutoConfig
 
     folder, added = resolve(base), resolve(value)
-    card = read_card(added)
-    if card.connection not in SERVED:
-        raise SourceError(
-            f"{value} is connected as {card.connection}, which waits for the base's logits: vLLM cannot run it.",
-            f"Train one with connection {' or '.join(SERVED)}.",
-        )
-    if card.vocabulary != vocabulary_fingerprint(load_tokenizer(base)):
-        raise SourceError(
-            f"{value} and {base} have different tokenizers: the same id is another token there.",
-            "Serve it with a base of its own family.",
-        )
+    card = checked_card(base, value)
+    check_served(value, card)
     config = AutoConfig.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
     register()
     overrides: dict[str, Any] = {
@@ -51,3 +42,23 @@ def vllm_settings(base: str, value: str) -> tuple[Path, dict[str, Any]]:
     if card.connection != "linear_probe":
         settings["beside"] = [added]
     return folder, settings
+
+
+def checked_card(base: str, value: str) -> Card:
+    """The card of a value network. Raises `SourceError` where it is none, or its tokens are not those of the base."""
+    card = read_card(resolve(value))
+    if card.vocabulary != vocabulary_fingerprint(load_tokenizer(base)):
+        raise SourceError(
+            f"{value} and {base} have different tokenizers: the same id is another token there.",
+            "Put it beside a base of its own family.",
+        )
+    return card
+
+
+def check_served(value: str, card: Card, remedy: str = "") -> None:
+    """Raise `SourceError` for a connection that vLLM cannot run."""
+    if card.connection not in SERVED:
+        raise SourceError(
+            f"{value} is connected as {card.connection}, which waits for the base's logits: vLLM cannot run it.",
+            remedy or f"Train one with connection {' or '.join(SERVED)}.",
+        )
