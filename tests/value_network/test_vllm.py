@@ -1,14 +1,15 @@
 """vLLM with a base and a value network: the transformers reference's tokens, whatever shares the batch."""
 
+from dataclasses import replace
+
 import pytest
 import ray
 import torch
 
 from engine.errors import SourceError
-from engine.models import load_causal_lm, load_tokenizer, save_model
-from engine.value_network.card import Card, vocabulary_fingerprint
-from engine.value_network.generation import ValueGenerator
-from engine.value_network.networks import Probe, use_value_head
+from engine.models import Sampling
+from engine.value_network.card import Card
+from engine.value_network.generation import MixtureGenerator, ValueGenerator
 from engine.value_network.reference import Mixture
 from engine.value_network.serving import vllm_settings
 
@@ -17,25 +18,14 @@ TOKENS = 12
 BETAS = [0.0, 0.5, 1.0, 2.0]
 
 
-def _publish(source, folder, connection="residual", scale=4.0):
-    """A value network with a will of its own: what a small random model adds would not change a token."""
-    model = use_value_head(load_causal_lm(str(source)), zero=True)
-    torch.manual_seed(7)
-    torch.nn.init.normal_(model.get_output_embeddings().weight, std=scale)
-    tokenizer = load_tokenizer(str(source))
-    save_model(model, tokenizer, folder)
-    Card(connection=connection, vocabulary=vocabulary_fingerprint(tokenizer)).write(folder)
-    return folder
-
-
 @pytest.fixture(scope="module")
-def pair(make_llama, tmp_path_factory):
+def pair(make_llama, publish, tmp_path_factory):
     """A base, and a value network of other depth, width and heads."""
     base = make_llama(hidden_size=64, intermediate_size=128, num_hidden_layers=2, initializer_range=0.2)
     other = make_llama(
         hidden_size=128, intermediate_size=96, num_hidden_layers=3, num_attention_heads=4, num_key_value_heads=2
     )
-    return base, _publish(other, tmp_path_factory.mktemp("value"))
+    return base, publish(other, tmp_path_factory.mktemp("value"))
 
 
 def _started(base, value, **keys):
@@ -90,6 +80,23 @@ def test_requests_with_different_betas_share_a_batch(engine, pair):
     ]
 
 
+def test_it_generates_what_the_reference_does(engine, pair):
+    reference, prompts = MixtureGenerator(*map(str, pair), longest=512), [ids[:40] for ids in _prompts(12)]
+
+    def written(sampling, seeds):
+        return ray.get(engine.generate.remote(prompts[: len(seeds)], sampling, seeds), timeout=300)
+
+    greedy = Sampling(max_tokens=TOKENS)
+    whole = written(greedy, range(12))
+    assert whole == reference.generate(prompts, greedy, range(12))
+    stop = replace(greedy, stop=(whole[0].text[-8:-5],))
+    assert written(stop, range(12)) == reference.generate(prompts, stop, range(12)) != whole
+    drawing = Sampling(temperature=2.0, max_tokens=TOKENS)
+    together = written(drawing, range(12))
+    assert written(drawing, range(4)) == together[:4]
+    assert written(drawing, range(1, 13)) != together
+
+
 def test_a_request_that_says_nothing_has_all_of_it(engine, pair):
     mixture, prompt = Mixture(*map(str, pair)), _prompts(4)[1]
     assert _asked(engine, [prompt], [None]) == [_wanted(mixture, prompt, 1.0)]
@@ -107,14 +114,9 @@ def test_a_beta_that_is_none_is_refused(engine, beta):
         _asked(engine, [[5, 6]], [beta])
 
 
-def test_a_linear_probe_is_served_too(cluster, pair, tmp_path):
+def test_a_linear_probe_is_served_too(cluster, pair, publish, tmp_path):
     base, _ = pair
-    torch.manual_seed(5)
-    probe, tokenizer = Probe(49152, 8), load_tokenizer(str(base))
-    torch.nn.init.normal_(probe.down.weight, std=20.0)
-    probe.save(tmp_path)
-    tokenizer.save_pretrained(tmp_path)
-    Card(connection="linear_probe", vocabulary=vocabulary_fingerprint(tokenizer)).write(tmp_path)
+    publish(base, tmp_path, "linear_probe", scale=20.0)
     engine = _started(base, tmp_path, at_once=8, longest=256)
     mixture, prompts = Mixture(str(base), str(tmp_path)), _prompts(8)
     betas = [BETAS[at % len(BETAS)] for at in range(len(prompts))]
@@ -124,11 +126,11 @@ def test_a_linear_probe_is_served_too(cluster, pair, tmp_path):
     ray.kill(engine)
 
 
-def test_pairs_that_do_not_fit_are_refused(pair, tmp_path):
+def test_pairs_that_do_not_fit_are_refused(pair, publish, tmp_path):
     base, value = map(str, pair)
     with pytest.raises(SourceError, match="is no value network"):
         vllm_settings(value, base)
-    cascade = _publish(base, tmp_path / "cascade", "cascade")
+    cascade = publish(base, tmp_path / "cascade", "cascade")
     with pytest.raises(SourceError, match="waits for the base's logits"):
         vllm_settings(base, str(cascade))
     Card(connection="residual", vocabulary="another").write(cascade)
