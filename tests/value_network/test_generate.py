@@ -122,11 +122,7 @@ def test_a_conversation_grows_by_the_answer(base):
     hello = [{"role": "user", "content": "Hello."}, {"role": "assistant", "content": "?"}]
     talks = [
         [{"role": "user", "content": "Say a."}, {"role": "assistant", "content": "A."}],
-        [
-            {"role": "user", "content": "Hello."},
-            {"role": "assistant", "content": "?"},
-            {"role": "user", "content": "!"},
-        ],
+        [*hello, {"role": "user", "content": "!"}],
         [{"role": "assistant", "content": "I begin."}],
         None,
         [{"role": None, "content": "whose?"}],
