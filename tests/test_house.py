@@ -77,6 +77,7 @@ def test_the_outer_rooms_do_not_import_each_other(top):
         "engine.sieve",
         "jobs.cli",
         "jobs.corpus",
+        "jobs.generate",
         "jobs.lintseq",
         "jobs.models",
         "jobs.sieve",

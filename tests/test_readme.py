@@ -14,7 +14,7 @@ import httpx
 import pytest
 
 from engine.config import build_recipe
-from jobs import corpus, evaluate, rlhf, serve, sft, sieve, value_network
+from jobs import corpus, evaluate, generate, rlhf, serve, sft, sieve, value_network
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
@@ -91,6 +91,7 @@ def test_recipes_are_recipes(text):
         "criterion": sieve,
         "training": sft,
         "rewards": rlhf,
+        "beta": generate,
     }
     job = next((job for key, job in told.items() if key in data), corpus)
     build_recipe(job.RECIPE, data)
