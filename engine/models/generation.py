@@ -8,8 +8,8 @@ Every prompt has a seed of its own, so what is drawn for it depends on no neighb
 again (to the last bit only in a batch of the same prompts, since sums are taken in another order otherwise). Both cut
 what they write in the same way: before the first stop string, without the token that ends it.
 
-Left out: what is asked and what becomes of the answer; an engine over several GPUs. Called inside actors by evaluation
-and by the teacher of SIEVE that writes.
+Left out: what is asked and what becomes of the answer; an engine over several GPUs. Called inside actors by evaluation,
+by the teacher of SIEVE that writes, and by `engine.value_network`, whose generators are kinds of these.
 """
 
 import os

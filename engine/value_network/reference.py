@@ -1,7 +1,8 @@
 """Base and value network in transformers: every connection, each with a cache of its own, one token at a time.
 
 What vLLM's architecture is compared with, what cascades run on, and what there is where vLLM does not know a model.
-Left out: the vLLM architecture (`engine.value_network.architecture`) and how tokens are drawn. Called by tests.
+Left out: the vLLM architecture (`engine.value_network.architecture`) and how tokens are drawn. Called by
+`engine.value_network.generation`, and by tests.
 
 Shapes: B rows, T tokens, V vocabulary, W width.
 """
