@@ -1,13 +1,17 @@
 """The gate in front of an HTTP application: who may come in, and how much of a body is read.
 
-With keys in the environment a caller shows one of them as `Authorization: Bearer KEY`. Without any, only callers on
-this machine are served: the caller's address, the address it reached and the host it names must all be loopback (the
-last keeps out web pages whose name was made to point here). No CORS header is ever sent.
+With keys in the environment a caller shows one of them as `Authorization: Bearer KEY`. A browser that opens a page
+cannot, so a key is also taken as the password of `Authorization: Basic`, whatever the user's name, and a browser is
+told to ask for one. It then sends that unasked, for other sites' pages too: applications take nothing but JSON, which
+those cannot send. Without any keys, only callers on this machine are served: the caller's address, the address it
+reached and the host it names must all be loopback (the last keeps out web pages whose name was made to point here). No
+CORS header is ever sent.
 
 Left out: encryption (Serve's `http_options` take a certificate), rate limits per caller, and the queue, which is
 Serve's own. Called by the applications of `serve_apps`.
 """
 
+import base64
 import hashlib
 import hmac
 import json
@@ -29,10 +33,12 @@ _KINDS = {
     429: "RateLimitError",
     503: "ServiceUnavailableError",
 }
+_BEARER = ("WWW-Authenticate", "Bearer")
+_BASIC = ("WWW-Authenticate", 'Basic realm="headrace", charset="UTF-8"')
 
 
 class Keys:
-    """Bearer keys, held as digests only: no repr, log or dump can show one, and all compare in the same time."""
+    """Keys, held as digests only: no repr, log or dump can show one, and all compare in the same time."""
 
     def __init__(self, listed: str) -> None:
         self._digests = tuple(_digest(key.strip().encode()) for key in listed.split(",") if key.strip())
@@ -47,12 +53,11 @@ class Keys:
 
     def admit(self, authorization: bytes) -> bool:
         """Whether an `Authorization` header shows one of them."""
-        scheme, _, shown = authorization.strip().partition(b" ")
-        digest = _digest(shown.strip())
+        digest = _digest(_shown(authorization))
         known = False
         for each in self._digests:  # all of them: which one it is must not show in the time either
             known |= hmac.compare_digest(digest, each)
-        return known and scheme.lower() == b"bearer"
+        return known
 
 
 class Gate:
@@ -72,7 +77,8 @@ class Gate:
         if scope["path"].removeprefix(scope.get("root_path", "")) not in self._open:
             if self._keys and not self._keys.admit(headers.get(b"authorization", b"")):
                 said = "This endpoint wants a key: Authorization: Bearer KEY."
-                return await refuse(send, 401, said, {"WWW-Authenticate": "Bearer"})
+                asks = scope["method"] == "GET" and b"text/html" in headers.get(b"accept", b"").lower()
+                return await refuse(send, 401, said, [_BEARER, _BASIC] if asks else [_BEARER])
             if not self._keys and not _from_here(scope, headers.get(b"host", b"")):
                 said = f"Without a key only this machine is served; set {KEY} on every node before Ray starts."
                 return await refuse(send, 403, said)
@@ -101,11 +107,11 @@ def error_body(status: int, sentence: str) -> dict[str, dict[str, str | int | No
     return {"error": {"message": sentence, "type": kind, "param": None, "code": status}}
 
 
-async def refuse(send: Send, status: int, sentence: str, headers: dict[str, str] | None = None) -> None:
+async def refuse(send: Send, status: int, sentence: str, headers: Iterable[tuple[str, str]] = ()) -> None:
     """Send a whole response that says why not."""
     body = json.dumps(error_body(status, sentence)).encode()
-    sent = {"Content-Type": "application/json", "Content-Length": str(len(body)), **(headers or {})}
-    encoded = [(name.lower().encode(), value.encode()) for name, value in sent.items()]
+    sent = [("Content-Type", "application/json"), ("Content-Length", str(len(body))), *headers]
+    encoded = [(name.lower().encode(), value.encode()) for name, value in sent]
     await send({"type": "http.response.start", "status": status, "headers": encoded})
     await send({"type": "http.response.body", "body": body})
 
@@ -116,6 +122,19 @@ def _from_here(scope: Scope, host: bytes) -> bool:
     # uvicorn takes X-Forwarded-For from callers on this machine only, so a proxy here does not make others local.
     ends = [(scope.get(end) or ("",))[0] for end in ("client", "server")]
     return all(is_loopback(each) for each in [*ends, named])
+
+
+def _shown(authorization: bytes) -> bytes:
+    """The key that a header shows, empty where it shows none; no key is empty."""
+    scheme, _, shown = authorization.strip().partition(b" ")
+    if scheme.lower() == b"bearer":
+        return shown.strip()
+    if scheme.lower() != b"basic":
+        return b""
+    try:
+        return base64.b64decode(shown.strip(), validate=True).partition(b":")[2]
+    except ValueError:
+        return b""
 
 
 def _digest(key: bytes) -> bytes:

@@ -1,4 +1,5 @@
 import asyncio
+import base64
 
 import httpx
 import pytest
@@ -31,6 +32,34 @@ def ask(keys, path="/guarded", *, client=HERE, url="http://127.0.0.1", root="", 
 @pytest.mark.parametrize("shown", ["Bearer one", "bearer one", "Bearer  two "])
 def test_any_of_the_keys_opens(shown):
     assert ask("one, two,", headers={"Authorization": shown}, client=THERE).status_code == 200
+
+
+def basic(pair):
+    return "Basic " + base64.b64encode(pair.encode()).decode()
+
+
+@pytest.mark.parametrize("pair", ["me:one", ":two", "anybody at all:one"])
+def test_a_browser_shows_a_key_as_a_password(pair):
+    for shown in (basic(pair), basic(pair).replace("Basic", "basic ")):
+        assert ask("one, two", headers={"Authorization": shown}, client=THERE).status_code == 200
+    assert ask("k:é", headers={"Authorization": basic("me:k:é")}).status_code == 200
+
+
+@pytest.mark.parametrize(
+    "shown",
+    [basic("one"), basic("one:"), basic("one:no"), basic("me:one "), basic(":"), "Basic", "Basic !",
+     "Basic bWU6b25l\tx", "Bearer bWU6b25l", "Basic bWU6b25"],
+)  # fmt: skip
+def test_another_password_does_not(shown):
+    assert ask("one,two", headers={"Authorization": shown}).status_code == 401
+
+
+def test_only_a_browser_that_opens_a_page_is_told_to_ask():
+    page = {"headers": {"Accept": "text/html,application/xhtml+xml,*/*;q=0.8"}}
+    asked = ask("one", "/guarded/health", **page).headers.get_list("www-authenticate")
+    assert asked == ["Bearer", 'Basic realm="headrace", charset="UTF-8"']
+    for path, request in [("/guarded/health", {"headers": {"Accept": "*/*"}}), ("/guarded", page)]:
+        assert ask("one", path, **request).headers.get_list("www-authenticate") == ["Bearer"]
 
 
 @pytest.mark.parametrize(
