@@ -18,7 +18,7 @@ def run(recipe: ValueRecipe, call: Invocation) -> Outcome:
     from engine.evaluation import given_away
     from engine.finetune import FineTuningJob, run_fine_tuning
     from engine.models import portable
-    from engine.value_network import check_same_vocabulary, value_config, value_task
+    from engine.value_network import cache_facts, check_same_vocabulary, value_config, value_task
 
     recipe = recipe.model_copy(update={"bases": [portable(each) for each in recipe.bases]})
     check_same_vocabulary(recipe.model, recipe.bases)
@@ -28,6 +28,7 @@ def run(recipe: ValueRecipe, call: Invocation) -> Outcome:
         make_task=value_task,
         others=lambda recipe: {f"base {at}": each for at, each in enumerate(recipe.bases, 1)},
         shape=value_config,
+        told=cache_facts,
     )
     return run_fine_tuning(job, recipe, call)
 

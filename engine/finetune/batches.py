@@ -9,7 +9,7 @@ Shapes: T tokens of a row, L tokens with loss, W width, V vocabulary.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -33,10 +33,15 @@ class Row:
     targets_1T: "torch.Tensor"
     lengths: tuple[int, ...] = ()
     """Tokens of each example, T together."""
+    numbers: tuple[int, ...] = ()
+    """Their numbers in the store they come from, if they do."""
 
     def to(self, device: Any) -> "Row":
         """The same on a device."""
-        return Row(self.ids_1T.to(device), self.positions_1T.to(device), self.targets_1T.to(device), self.lengths)
+        ids_1T, positions_1T, targets_1T = (
+            each.to(device) for each in (self.ids_1T, self.positions_1T, self.targets_1T)
+        )
+        return replace(self, ids_1T=ids_1T, positions_1T=positions_1T, targets_1T=targets_1T)
 
 
 def make_row(examples: Sequence[Example]) -> Row:

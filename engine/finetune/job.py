@@ -45,7 +45,8 @@ from engine.storage import is_local, writable
 @dataclass(frozen=True)
 class FineTuningJob:
     """One kind of job: its name, what must not be trained on, what is learnt, which other models that reads, by name,
-    and the configuration of what is trained, given the recipe and that of what it starts from."""
+    the configuration of what is trained, given the recipe and that of what it starts from, and what else a dry run
+    tells, given the recipe, the run directory and the dataset of tokens, if it is there."""
 
     name: str
     given_away: GivenAway | None = None
@@ -53,6 +54,7 @@ class FineTuningJob:
     make_task: MakeTask = task_by_format
     others: Callable[[Any], Mapping[str, str]] = lambda recipe: {}
     shape: Callable[[Any, Any], Any] = lambda recipe, config: config
+    told: Callable[[Any, UPath, Dataset | None], Mapping[str, str]] = lambda recipe, home, dataset: {}
 
 
 def run_fine_tuning(job: FineTuningJob, recipe: FineTuningRecipe, call: Invocation) -> Outcome:
@@ -245,6 +247,7 @@ class _Job:
             "parameters": f"{self.memory.parameters:,}, trained {self.memory.trained:,}",
             "training": "; ".join(str(each) for each in self._demands()),
             "memory of a training worker": str(self.memory),
+            **self.job.told(recipe, self.home.path, known),
             "output": f"a model at {self.output}" + (" (published already)" if published else ""),
         }
         return Outcome(self.job.name, self.output, facts, published=False, reused=published is not None)

@@ -5,6 +5,7 @@ Left out: how examples are spread over rows (`engine.finetune.packing`), the ten
 """
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 from engine.finetune.batches import Row, make_row
@@ -24,23 +25,24 @@ class PackedExamples:
     def drawn(self, indices: Indices, epochs: Indices, rank: int, workers: int) -> Portion:
         """A worker's part of these examples to learn from, each in the copy of its epoch."""
         train = self._store.train
-        return self._portion([int(each) for each in train[indices, epochs % train.shape[1]]], rank, workers)
+        return self.of([int(each) for each in train[indices, epochs % train.shape[1]]], rank, workers)
 
     def held_out(self, rank: int, workers: int) -> Portion | None:
         """A worker's part of what is measured on, if anything."""
         numbers = [int(each) for each in self._store.held_out[:, 0]]
-        return self._portion(numbers, rank, workers) if numbers else None
+        return self.of(numbers, rank, workers) if numbers else None
 
-    def _portion(self, numbers: list[int], rank: int, workers: int) -> Portion:
+    def of(self, numbers: Sequence[int], rank: int, workers: int) -> Portion:
+        """A worker's part of the examples of these numbers."""
         store = self._store
         lengths = [store.length(number) for number in numbers]
         packed = pack(lengths, self._capacity) if self.apart else [[at] for at in range(len(lengths))]
         rows = [[numbers[at] for at in row] for row in share(packed, workers)[rank]]
-        weight = int(store.loss_tokens[numbers].sum())
+        weight = int(store.loss_tokens[list(numbers)].sum())
         return Portion(Lazily(rows, self._row), weight, sum(lengths))
 
     def _row(self, numbers: list[int]) -> Row:
-        return make_row([self._store[number] for number in numbers])
+        return replace(make_row([self._store[number] for number in numbers]), numbers=tuple(numbers))
 
 
 class Lazily(Sequence[Any]):

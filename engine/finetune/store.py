@@ -42,6 +42,8 @@ class TokenStore:
         """Label of each example, nan where there is none, (n,)."""
         self.train: Ints = arrays["train"]
         self.held_out: Ints = arrays["held_out"][:measured]
+        self.fingerprint = folder.name
+        """That of the dataset, where it is a published one's."""
 
     @classmethod
     def of(cls, dataset: Dataset, measured: int | None = None) -> "TokenStore":
@@ -54,6 +56,11 @@ class TokenStore:
         os.utime(folder)
         _forget(folder.parent)
         return cls(folder, measured)
+
+    @property
+    def lengths(self) -> Ints:
+        """Tokens of each example, (n,)."""
+        return np.diff(self._ends, prepend=0)
 
     def length(self, number: int) -> int:
         """Tokens of an example."""

@@ -28,8 +28,8 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 
-MakeTask = Callable[[Any, TokenStore, "PreTrainedTokenizerBase", int], Task]
-"""Recipe, examples, tokenizer and number of steps -> what is learnt, in a worker."""
+MakeTask = Callable[["Assignment", TokenStore, "PreTrainedTokenizerBase", int], Task]
+"""Assignment, examples, tokenizer and number of steps -> what is learnt, in a worker."""
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,7 @@ class Assignment:
     """All that a worker has to know; places as text, since it may be on another machine."""
 
     job: str
-    recipe: FineTuningRecipe
+    recipe: Any
     tokens: str
     home: str
     output: str
@@ -56,17 +56,16 @@ def train_worker(assignment: Assignment) -> None:
     store = TokenStore.of(read_dataset(UPath(assignment.tokens)), recipe.training.measured)
     tokenizer = tokenizer_for(recipe.model, recipe.format, recipe.tokens)
     steps = total_steps(recipe.training, len(store.train))
-    task = assignment.make_task(recipe, store, tokenizer, steps)
+    task = assignment.make_task(assignment, store, tokenizer, steps)
     plan = Plan(recipe.seed, steps, recipe.training, recipe.optimiser, recipe.parallel)
     state = train(task, plan, home)
     if torch.distributed.get_rank() == 0:
         _publish(assignment, task, state)
 
 
-def task_by_format(
-    recipe: FineTuningRecipe, store: TokenStore, tokenizer: "PreTrainedTokenizerBase", steps: int
-) -> Task:
+def task_by_format(assignment: Assignment, store: TokenStore, tokenizer: "PreTrainedTokenizerBase", steps: int) -> Task:
     """The tasks of `sft` and `reward-model`."""
+    recipe: FineTuningRecipe = assignment.recipe
     capacity = recipe.parallel.tokens_per_device
     shared: Any = {"dtype": recipe.training.dtype, "lora": recipe.lora, "recompute": recipe.parallel.recompute}
     if recipe.format in ("pairs", "labels"):

@@ -1,5 +1,6 @@
 from .card import Card, check_same_vocabulary, read_card, vocabulary_fingerprint
 from .generate_recipe import GenerateRecipe
+from .keeping import cache_facts
 from .mixing import combine_logits
 from .recipe import ValueRecipe
 from .responses import prepare_responses
@@ -11,6 +12,7 @@ __all__ = [
     "Card",
     "GenerateRecipe",
     "ValueRecipe",
+    "cache_facts",
     "check_same_vocabulary",
     "combine_logits",
     "narrate_responses",

@@ -16,7 +16,7 @@ Shapes: T tokens of a row, L of them predicting what is to be learnt, V vocabula
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 import torch
 from torch.utils.checkpoint import checkpoint
@@ -33,6 +33,13 @@ Connection = Literal["residual", "cascade", "cascade_plus", "linear_probe"]
 PROBE = "headrace_value_probe"
 """`model_type` in the configuration of a linear probe."""
 _WEIGHTS = "model.safetensors"
+
+
+class Base(Protocol):
+    """What a value network learns to add to."""
+
+    def logits(self, row: Row, at_L: torch.Tensor) -> BaseLogits:
+        """Logits at some positions of a row."""
 
 
 class FrozenBase:
@@ -117,7 +124,7 @@ def use_value_head(model: Any, *, zero: bool = False) -> Any:
     return model
 
 
-def value_loss(model: Any, connection: Connection, row: Row, at_L: torch.Tensor, goal: Goal, base: FrozenBase) -> Any:
+def value_loss(model: Any, connection: Connection, row: Row, at_L: torch.Tensor, goal: Goal, base: Base) -> Any:
     """The summed loss of a row, a scalar; `model` is the value network or what DeepSpeed has made of it, called
     through its own forward."""
     inner = getattr(model, "module", model)
@@ -137,7 +144,7 @@ def value_loss(model: Any, connection: Connection, row: Row, at_L: torch.Tensor,
         return model(**given).logits
 
 
-def read_by(connection: Connection, model: Any, row: Row, base: FrozenBase) -> dict[str, torch.Tensor]:
+def read_by(connection: Connection, model: Any, row: Row, base: Base) -> dict[str, torch.Tensor]:
     """What the value network's first layer reads of a row: ids, or embeddings made from the base's logits."""
     if connection == "residual":
         return {"input_ids": row.ids_1T}

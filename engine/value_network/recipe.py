@@ -24,6 +24,17 @@ class PenaltyOptions(Section):
     """Where it is taken: where something is learnt, or everywhere, as the paper's code does."""
 
 
+class CacheOptions(Section):
+    """What the bases say of the tokens, computed once and kept on the disk for later epochs and measurements."""
+
+    keep: Literal["none", "top_k", "full"] = "none"
+    """Every logit, or the `k` greatest with the mass of the others spread evenly over them (residual only)."""
+    k: int = Field(256, ge=1)
+    """top_k: how many."""
+    most_gb: float = knob(50.0, gt=0)
+    """Most gigabytes that they may take."""
+
+
 class ValueRecipe(FineTuningRecipe):
     """The keys of a `value-network` recipe; `model` is what the value network starts from."""
 
@@ -47,6 +58,8 @@ class ValueRecipe(FineTuningRecipe):
     """What large value logits cost."""
     base_dtype: Literal["float32", "bfloat16"] = knob("float32")
     """Number format of the bases."""
+    cache: CacheOptions = Field(default_factory=CacheOptions)
+    """Whether the bases are run once only."""
 
     @model_validator(mode="after")
     def _goes_together(self) -> "ValueRecipe":
@@ -56,4 +69,9 @@ class ValueRecipe(FineTuningRecipe):
             )
         if self.connection == "linear_probe" and self.lora:
             raise ValueError("a linear_probe has no layers that lora could stand beside")
+        if self.cache.keep == "top_k" and self.connection != "residual":
+            raise ValueError(
+                f"connection {self.connection} reads all of the base's logits, of which cache.keep: top_k leaves most"
+                " out; use full"
+            )
         return self

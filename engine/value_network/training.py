@@ -10,11 +10,14 @@ workers of `engine.finetune`.
 Shapes: T tokens of a row, L positions.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
+from upath import UPath
 
 from engine.finetune.attention import keeps_apart, use_packed_attention
 from engine.finetune.batches import IGNORED, Row, learnt
@@ -24,10 +27,13 @@ from engine.finetune.lora import merged, save_adapter, with_adapter
 from engine.finetune.order import Indices
 from engine.finetune.rows import Lazily, PackedExamples
 from engine.finetune.store import TokenStore
+from engine.finetune.work import Assignment
 from engine.models import kept_layers, load_causal_lm, prune_layers, save_model
+from engine.value_network.cache import remove_cache
 from engine.value_network.card import Card, vocabulary_fingerprint
+from engine.value_network.keeping import base_of, kept_bases
 from engine.value_network.losses import Goal
-from engine.value_network.networks import FrozenBase, Probe, load_probe, use_value_head, value_loss
+from engine.value_network.networks import Base, FrozenBase, Probe, load_probe, use_value_head, value_loss
 from engine.value_network.recipe import ValueRecipe
 
 if TYPE_CHECKING:
@@ -51,18 +57,21 @@ class ValueTraining:
     """Trains a value network on the examples of a store, in `total` steps."""
 
     def __init__(
-        self, store: TokenStore, tokenizer: "PreTrainedTokenizerBase", recipe: ValueRecipe, total: int, device: Any
+        self, assignment: Assignment, store: TokenStore, tokenizer: "PreTrainedTokenizerBase", total: int, device: Any
     ) -> None:
+        recipe: ValueRecipe = assignment.recipe
         self.examples = len(store.train)
         self._examples, self._tokenizer = PackedExamples(store, recipe.parallel.tokens_per_device), tokenizer
-        self._recipe, self._total, self._device = recipe, total, device
-        self._bases: list[FrozenBase] = []
+        self._assignment, self._recipe, self._store = assignment, recipe, store
+        self._total, self._device = total, device
+        self._vocabulary = 0
+        self._bases: Sequence[Base] = ()
         self._alone: list[float] = []
 
     def portion(self, step: int, indices: Indices, epochs: Indices, rank: int, workers: int) -> Portion:
         """See `Task`."""
-        count = len(self._recipe.bases)
-        base = step % count if self._recipe.curriculum == "alternate" else min(step * count // self._total, count - 1)
+        self._prepare(rank, workers)
+        base = int(base_of(self._recipe, np.array([step]), self._total)[0])
         return self._with(self._examples.drawn(indices, epochs, rank, workers), base, self._recipe.penalty.weight)
 
     def row_loss(self, model: Any, row: ValueRow) -> torch.Tensor:
@@ -80,7 +89,9 @@ class ValueTraining:
 
     def measure(self, learner: Learner) -> dict[str, float]:
         """See `Task`: nats per token with loss, of the mix with each base; `loss` is their mean."""
-        portion = self._examples.held_out(torch.distributed.get_rank(), learner.workers)
+        rank = torch.distributed.get_rank()
+        self._prepare(rank, learner.workers)
+        portion = self._examples.held_out(rank, learner.workers)
         if portion is None:
             return {}
         mixed, alone = [], not self._alone
@@ -96,13 +107,13 @@ class ValueTraining:
         return found
 
     def load(self, weights: Path | None) -> Any:
-        """See `Task`; the bases are loaded with it."""
+        """See `Task`; the bases are loaded with it, unless their logits are kept."""
         recipe = self._recipe
         lora = recipe.lora
         model: Any
         if recipe.connection == "linear_probe":
             model = load_probe(weights) if weights else self._probe()
-            vocabulary = model.vocabulary
+            self._vocabulary = model.vocabulary
         else:
             fresh = weights is None or lora is not None
             source = recipe.model if fresh else str(weights)
@@ -110,7 +121,7 @@ class ValueTraining:
             if fresh and recipe.layers:
                 prune_layers(model, recipe.layers)
             use_value_head(model, zero=fresh and recipe.zero_start)
-            vocabulary = model.get_output_embeddings().weight.shape[0]
+            self._vocabulary = model.get_output_embeddings().weight.shape[0]
             if lora:
                 # A head that starts at zero is new, and no matrix beside it could stand for it.
                 model = with_adapter(model, lora, head=["lm_head"] if recipe.zero_start else [], saved=weights)
@@ -118,9 +129,9 @@ class ValueTraining:
             if recipe.parallel.recompute:
                 model.gradient_checkpointing_enable({"use_reentrant": False})
                 model.enable_input_require_grads()
-        if not self._bases:
-            self._bases = [FrozenBase(each, recipe.base_dtype, vocabulary, self._device) for each in recipe.bases]
-        self._examples.apart = all(keeps_apart(each.lm) for each in self._bases)
+        if not self._bases and recipe.cache.keep == "none":
+            self._bases = [FrozenBase(each, recipe.base_dtype, self._vocabulary, self._device) for each in recipe.bases]
+        self._examples.apart = all(keeps_apart(each.lm) for each in self._bases if isinstance(each, FrozenBase))
         if recipe.connection != "linear_probe":
             self._examples.apart &= keeps_apart(model)
         return model
@@ -144,6 +155,13 @@ class ValueTraining:
         else:
             save_model(merged(model) if self._recipe.lora else model, self._tokenizer, folder)
         Card(connection=self._recipe.connection, vocabulary=vocabulary_fingerprint(self._tokenizer)).write(folder)
+        remove_cache(UPath(self._assignment.home))  # nobody reads it any more
+
+    def _prepare(self, rank: int, workers: int) -> None:
+        """See to it that there are bases, or what is kept of them. A collective."""
+        if not self._bases:
+            given = (self._assignment, self._store, self._total, self._vocabulary, self._device)
+            self._bases = kept_bases(*given, rank, workers)
 
     def _probe(self) -> Probe:
         vocabulary = load_causal_lm(self._recipe.model, "float32").get_output_embeddings().weight.shape[0]
@@ -179,7 +197,10 @@ def value_config(recipe: Any, config: Any) -> Any:
     return config
 
 
-def value_task(recipe: Any, store: TokenStore, tokenizer: "PreTrainedTokenizerBase", total: int) -> ValueTraining:
+def value_task(
+    assignment: Assignment, store: TokenStore, tokenizer: "PreTrainedTokenizerBase", total: int
+) -> ValueTraining:
     """The task of a recipe, inside a worker."""
-    device = torch.device("cuda", torch.cuda.current_device()) if recipe.parallel.gpus else torch.device("cpu")
-    return ValueTraining(store, tokenizer, recipe, total, device)
+    gpus = assignment.recipe.parallel.gpus
+    device = torch.device("cuda", torch.cuda.current_device()) if gpus else torch.device("cpu")
+    return ValueTraining(assignment, store, tokenizer, total, device)

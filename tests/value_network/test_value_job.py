@@ -1,5 +1,6 @@
 """The job `value-network` end to end on small models: what it learns, publishes, resumes and refuses."""
 
+import re
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -78,12 +79,16 @@ def test_what_it_adds_to_the_base_says_what_was_demonstrated(workshop, small, co
     assert chances[1] > chances[0] + 1
 
 
-def test_two_bases_one_after_the_other_and_a_cascade(workshop, small, make_llama):
+def test_two_bases_one_after_the_other_a_cascade_and_two_workers_that_keep_logits(workshop, small, make_llama):
     other = make_llama(num_hidden_layers=1)
-    workshop.run(
-        bases=[str(small), str(other)], curriculum="stages", connection="cascade_plus",
-        training={"steps": 4, "measure_every": 2},
-    )  # fmt: skip
+    keys = {
+        "bases": [str(small), str(other)], "curriculum": "stages", "connection": "cascade_plus",
+        "training": {"steps": 4, "measure_every": 2}, "parallel": {"workers": 2}, "cache": {"keep": "full"},
+    }  # fmt: skip
+    workshop.run(**keys)
+    assert not (workshop.home / "base-logits").exists(), "they are of no use any more"
+    forecast = workshop.run(dry_run=True, **keys).facts["logits of the bases"]
+    assert re.match(r"196.6 kB for every token; about \d\.\d\d GB in .*/base-logits while training", forecast)
     first, second, third = _held_out(workshop.home)
     by_base = [{at: line[f"held_out/loss with base {at}"] for at in (1, 2)} for line in (first, second, third)]
     assert by_base[0] == pytest.approx({at: first[f"held_out/loss of base {at} alone"] for at in (1, 2)}, rel=1e-5)
@@ -109,6 +114,10 @@ def test_what_does_not_fit_is_refused(workshop, small, tmp_path):
         workshop.run(layers=7)
     with pytest.raises(RecipeError, match="keeps in pieces"):
         workshop.run(connection="cascade", parallel={"zero": 3})
+    with pytest.raises(RecipeError, match=r"cascade reads all of the base's logits, of which cache.keep: top_k leaves"):
+        workshop.run(connection="cascade", cache={"keep": "top_k"})
+    told = workshop.run(dry_run=True, cache={"keep": "top_k", "k": 16}).facts["logits of the bases"]
+    assert told == "0.1 kB for a token with loss; how much in all is known once rows are tokenised"
     tokenizer = load_tokenizer(str(small))
     tokenizer.add_tokens(["<another>"])
     model = load_causal_lm(str(small))
