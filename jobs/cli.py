@@ -18,6 +18,7 @@ from typing import Any
 import click
 
 from engine.errors import HeadraceError
+from jobs.bridge import bridge
 from jobs.commands import ADDRESS, doctor, logs, status, stop, submit
 from jobs.models import models
 from jobs.registry import JOBS, known_job, load_job
@@ -96,7 +97,7 @@ def cli() -> None:
     """
 
 
-for _command in (doctor, models, submit, status, logs, stop):
+for _command in (bridge, doctor, models, submit, status, logs, stop):
     cli.add_command(_command)
 
 

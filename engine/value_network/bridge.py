@@ -8,22 +8,32 @@ weighed as the paper's code weighs counts (each row less its mean, columns scale
 kept). That code aligns by edit distance; characters in common places need none (ours). It also leaves open whether the
 sum is taken in the base's vocabulary or the other: this is the base's (ours), so base and answer have one tokenizer.
 
-Left out: the value network reading text in its own tokens, without which nothing uses a bridge yet.
+Left out: the value network reading text in its own tokens (`engine.value_network.retelling`). Called by
+`headrace bridge` and `engine.value_network.reference`.
 
 Shapes: B tokens of the base, V of the value network.
 """
 
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
+from upath import UPath
 
+from engine.artifacts import SCHEMAS
+from engine.corpus import SourceConfig, make_plan
+from engine.corpus.marks import unmarked
 from engine.errors import SourceError
-from engine.value_network.card import vocabulary_fingerprint
+from engine.models import load_tokenizer, resolve
+from engine.storage import make_directory, replace
+from engine.value_network.card import CARD, read_card, vocabulary_fingerprint
+from engine.value_network.networks import logit_columns
+from engine.value_network.recipe import BridgeTexts
 
 if TYPE_CHECKING:
     import torch
@@ -67,15 +77,16 @@ class Bridge:
         if (self.base, self.value) != (base, value):
             raise SourceError(
                 "The bridge was made for other tokenizers than those of base and value network.",
-                "Make it anew with make_bridge.",
+                "Make one for this pair with headrace bridge.",
             )
 
     def save(self, folder: Path) -> None:
-        """Write it."""
-        from safetensors.numpy import save_file
+        """Write it, as a whole or not at all."""
+        from safetensors.numpy import save
 
         about = {"base": self.base, "value": self.value, "exact": str(self.exact)}
-        save_file({"index": self.index, "weight": self.weight}, folder / FILE, metadata=about)
+        make_directory(UPath(folder))
+        replace(UPath(folder / FILE), save({"index": self.index, "weight": self.weight}, about))
 
 
 def load_bridge(folder: Path) -> Bridge:
@@ -90,8 +101,32 @@ def load_bridge(folder: Path) -> Bridge:
     except (OSError, SafetensorError, KeyError) as error:
         raise SourceError(
             f"{folder} holds no bridge between vocabularies ({type(error).__name__}).",
-            "Make one with make_bridge.",
+            "Make one with headrace bridge.",
         ) from None
+
+
+def bridge_models(base: str, value: str, texts: BridgeTexts) -> Bridge:
+    """A bridge from a value network to a base, aligned by texts.
+
+    Raises `SourceError` where either has no tokenizer of its own that says where tokens lie, where the value network
+    reads logits, and for texts that are not there.
+    """
+    folder = resolve(value)
+    if (folder / CARD).exists() and read_card(folder).connection != "residual":
+        raise SourceError(
+            f"{value} reads the logits of a base of its own tokens, so no bridge leads from it.",
+            "Train one with connection residual.",
+        )
+    columns = logit_columns(base), logit_columns(value)
+    read = islice(_texts(texts.source), texts.most)
+    return make_bridge(load_tokenizer(base), load_tokenizer(value), read, columns)
+
+
+def _texts(source: SourceConfig) -> Iterator[str]:
+    plan = make_plan(source, SCHEMAS["documents"])
+    for shard in plan.shards:
+        block = plan.reader.read(shard.slices, plan.schema)
+        yield from (text for text in block.filter(unmarked(block))["text"].to_pylist() if text)
 
 
 def make_bridge(

@@ -23,10 +23,9 @@ from engine.finetune.order import DataOrder, Indices
 from engine.finetune.rows import PackedExamples
 from engine.finetune.store import TokenStore
 from engine.finetune.work import Assignment
-from engine.models import resolve
 from engine.observe import MetricsWriter, get_logger
 from engine.value_network.cache import FOLDER, Form, LogitCache, check_room
-from engine.value_network.networks import FrozenBase
+from engine.value_network.networks import FrozenBase, logit_columns
 from engine.value_network.recipe import ValueRecipe
 
 _log = get_logger("value_network")
@@ -54,7 +53,7 @@ def kept_bases(
         LogitCache(
             Path(assignment.home),
             assignment.models[f"base {at}"],
-            Form.of(recipe.cache, columns(reference, vocabulary), recipe.base_dtype),
+            Form.of(recipe.cache, min(logit_columns(reference), vocabulary), recipe.base_dtype),
             store,
             numbers,
             vocabulary=vocabulary,
@@ -78,7 +77,7 @@ def cache_facts(recipe: ValueRecipe, home: UPath, dataset: Dataset | None) -> di
     """What a dry run tells of the room that is needed, about. Raises as `kept_bases`."""
     if recipe.cache.keep == "none":
         return {}
-    each = [Form.of(recipe.cache, columns(base), recipe.base_dtype).record.itemsize for base in recipe.bases]
+    each = [Form.of(recipe.cache, logit_columns(base), recipe.base_dtype).record.itemsize for base in recipe.bases]
     where = "every token" if _everywhere(recipe) else "a token with loss"
     told = f"{max(each) / 1e3:,.1f} kB for {where}"
     if dataset is None:
@@ -92,15 +91,6 @@ def cache_facts(recipe: ValueRecipe, home: UPath, dataset: Dataset | None) -> di
     size = int(sum(each) * positions * read / max(examples, 1))
     check_room(size, recipe.cache, home)
     return {"logits of the bases": f"{told}; about {size / 1e9:,.2f} GB in {home / FOLDER} while training"}
-
-
-def columns(reference: str, vocabulary: int | None = None) -> int:
-    """Logits of a model that are wanted: no more than `vocabulary`."""
-    from transformers import AutoConfig
-
-    config = AutoConfig.from_pretrained(resolve(reference), trust_remote_code=False, local_files_only=True)
-    have: int = config.get_text_config(decoder=True).vocab_size
-    return have if vocabulary is None else min(have, vocabulary)
 
 
 def _make(

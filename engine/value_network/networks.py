@@ -25,7 +25,7 @@ from engine.errors import SourceError
 from engine.finetune.attention import LENGTHS, is_packed, use_packed_attention
 from engine.finetune.batches import Row
 from engine.finetune.head import plain_head
-from engine.models import load_causal_lm
+from engine.models import load_causal_lm, resolve
 from engine.value_network.losses import CHUNK, BaseLogits, Goal, ValueHead, dense_loss
 from engine.value_network.mixing import soft_embedding
 
@@ -167,6 +167,15 @@ def _probed(model: Any, goal: Goal, at: slice) -> torch.Tensor:
 
 def _softly(logits: BaseLogits, at: slice, embedding_VW: torch.Tensor) -> torch.Tensor:
     return soft_embedding(logits(at), embedding_VW)
+
+
+def logit_columns(reference: str) -> int:
+    """How many logits a causal LM gives, by its configuration."""
+    from transformers import AutoConfig
+
+    config = AutoConfig.from_pretrained(resolve(reference), trust_remote_code=False, local_files_only=True)
+    count: int = config.get_text_config(decoder=True).vocab_size
+    return count
 
 
 def fit(logits: torch.Tensor, vocabulary: int) -> torch.Tensor:

@@ -8,9 +8,19 @@ from typing import Annotated, Literal
 from pydantic import Field, model_validator
 
 from engine.config import Section, knob
+from engine.corpus.config import SourceConfig
 from engine.finetune.recipe import FineTuningRecipe
 
 _Reference = Annotated[str, Field(min_length=1)]
+
+
+class BridgeTexts(Section):
+    """The texts by which `headrace bridge` aligns two vocabularies."""
+
+    source: SourceConfig
+    """Where they are: the column `text`."""
+    most: int = Field(10_000, ge=1)
+    """How many are looked at."""
 
 
 class PenaltyOptions(Section):

@@ -1,28 +1,44 @@
 """Base and value network in transformers: every connection, each with a cache of its own, one token at a time.
 
-What vLLM's architecture is compared with, what cascades run on, and what there is where vLLM does not know a model.
-Left out: the vLLM architecture (`engine.value_network.architecture`) and how tokens are drawn. Called by
-`engine.value_network.generation`, and by tests.
+What vLLM's architecture is compared with, what cascades and bridges between vocabularies run on, and what there is
+where vLLM does not know a model. Left out: the vLLM architecture (`engine.value_network.architecture`) and how tokens
+are drawn. Called by `engine.value_network.generation`, tests and benchmarks.
 
-Shapes: B rows, T tokens, V vocabulary, W width.
+Shapes: B rows, T tokens, S tokens read so far, V vocabulary, W width.
 """
 
+from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
 
-from engine.models import load_causal_lm, resolve
-from engine.value_network.card import Card, read_card
+from engine.errors import SourceError
+from engine.models import load_causal_lm, load_tokenizer, resolve
+from engine.value_network.bridge import Bridge, load_bridge
+from engine.value_network.card import Card, read_card, vocabulary_fingerprint
 from engine.value_network.mixing import combine_logits, soft_embedding
 from engine.value_network.networks import fit, load_probe
+from engine.value_network.retelling import Listener, Retelling
+
+Told = tuple[Sequence[int], int]
+"""Tokens of the value network, and how many tokens of the base they stand for at the beginning of a row."""
 
 
 class Mixture:
-    """A base and a value network; `logits` reads some tokens more of the same rows each time it is called."""
+    """A base and a value network; `logits` reads some tokens more of the same rows each time it is called.
 
-    def __init__(self, base: str, value: str, dtype: str = "float32", device: Any = "cpu") -> None:
+    With a `bridge`, a directory that holds one, their tokenizers differ: answer and logits are in the base's tokens,
+    and the value network reads the same text in its own (`engine.value_network.retelling`). Raises `SourceError` for a
+    bridge of other tokenizers and for a connection that reads the base's logits.
+    """
+
+    def __init__(
+        self, base: str, value: str, dtype: str = "float32", device: Any = "cpu", bridge: str | Path | None = None
+    ) -> None:
         folder = resolve(value)
         self.card: Card = read_card(folder)
+        self._bridge: tuple[Bridge, Retelling] | None = self._bridged(base, value, Path(bridge)) if bridge else None
         self.base: Any = load_causal_lm(base, dtype).to(device)
         if self.card.connection == "linear_probe":
             self.value: Any = load_probe(folder).to(device, getattr(torch, dtype))
@@ -30,13 +46,14 @@ class Mixture:
             self.value = load_causal_lm(value, dtype).to(device)
         self.forget()
 
-    def forget(self) -> None:
-        """Begin with other rows."""
+    def forget(self, told: Sequence[Told] = ()) -> None:
+        """Begin with other rows; with a bridge, each may be `told` otherwise at its beginning."""
         from transformers import DynamicCache
 
-        probe = self.card.connection == "linear_probe"
+        apart = self.card.connection == "linear_probe" or self._bridge
         self._base_cache = DynamicCache(config=self.base.config)
-        self._value_cache = None if probe else DynamicCache(config=self.value.config)
+        self._value_cache = None if apart else DynamicCache(config=self.value.config)
+        self._told, self._listeners = told, list[Listener]()
 
     @torch.inference_mode()
     def logits(self, ids_BT: torch.Tensor, mask_BS: torch.Tensor | None = None, beta: Any = 1.0) -> torch.Tensor:
@@ -44,7 +61,9 @@ class Mixture:
         padded on the left. `beta` is a number or one per row."""
         given = {} if mask_BS is None else _places(mask_BS, ids_BT.shape[1])
         base_BTV = self.base(input_ids=ids_BT, past_key_values=self._base_cache, use_cache=True, **given).logits
-        if self.card.connection == "linear_probe":
+        if self._bridge:
+            value_BTV = self._heard(ids_BT, mask_BS)
+        elif self.card.connection == "linear_probe":
             value_BTV = self.value(base_BTV)
         else:
             read = self._read(ids_BT, base_BTV)
@@ -53,6 +72,41 @@ class Mixture:
         if have < base_BTV.shape[-1]:
             value_BTV = torch.nn.functional.pad(value_BTV, (0, base_BTV.shape[-1] - have))
         return combine_logits(base_BTV, value_BTV[..., : base_BTV.shape[-1]], beta)
+
+    def logprobs(self, prompt: Sequence[int], response: Sequence[int], beta: float = 1.0, told: Any = ()) -> float:
+        """Log-probability of a response after a prompt in nats, both in the base's tokens; `told`, with a bridge, is
+        the prompt in the value network's, in its own chat template for example."""
+        self.forget([(told, len(prompt))] if told else ())
+        ids_T = torch.tensor([*prompt, *response], device=self.base.device)
+        logp_TV = self.logits(ids_T[None, :-1], None, beta)[0, len(prompt) - 1 :].float().log_softmax(-1)
+        return float(logp_TV.gather(1, ids_T[len(prompt) :, None]).double().sum())
+
+    def _bridged(self, base: str, value: str, folder: Path) -> tuple[Bridge, Retelling]:
+        bridge, ours, theirs = load_bridge(folder), load_tokenizer(base), load_tokenizer(value)
+        if self.card.connection != "residual":
+            raise SourceError(
+                f"{value} is connected as {self.card.connection}, which reads the logits of a base of its own tokens.",
+                "Train one with connection residual.",
+            )
+        if self.card.vocabulary != vocabulary_fingerprint(theirs):
+            raise SourceError(f"The tokenizer of {value} is not the one it was trained with.", "Publish it again.")
+        bridge.check(vocabulary_fingerprint(ours), self.card.vocabulary)
+        return bridge, Retelling(ours, theirs)
+
+    def _heard(self, ids_BT: torch.Tensor, mask_BS: torch.Tensor | None) -> torch.Tensor:
+        """Logits of the value network by way of the bridge, (B, T, V); zeros where a row is padded."""
+        assert self._bridge
+        if not self._listeners:
+            told = self._told or [((), 0)] * len(ids_BT)
+            self._listeners = [Listener(self.value, *self._bridge, *each) for each in told]
+        real_BT = torch.ones_like(ids_BT) if mask_BS is None else mask_BS[:, -ids_BT.shape[1] :]
+        found_BTV: torch.Tensor = self.base.get_output_embeddings().weight.new_zeros(
+            (*ids_BT.shape, len(self._bridge[0].index))
+        )
+        for row, (listener, real_T) in enumerate(zip(self._listeners, real_BT.bool(), strict=True)):
+            if bool(real_T.any()):
+                found_BTV[row, real_T] = listener.logits(ids_BT[row, real_T].tolist())
+        return found_BTV
 
     def _read(self, ids_BT: torch.Tensor, base_BTV: torch.Tensor) -> dict[str, torch.Tensor]:
         """What the value network's first layer is given."""
