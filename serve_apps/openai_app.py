@@ -283,7 +283,7 @@ def engine(model: ServedModel, at: int, recipe: ServeRecipe, replica: type = Mod
             "runtime_env": {"env_vars": {"OMP_NUM_THREADS": str(max(1, int(model.cpus)))}},
         },
         **_replicas(model),
-    ).bind(model)
+    ).bind(model.located())
 
 
 def ingress(recipe: ServeRecipe, engines: Sequence[Application | DeploymentHandle]) -> Application:

@@ -82,6 +82,14 @@ class ServedModel(Section):
         if self.base_name:
             yield Offered(self.base_name, 0.0, fixed=True)
 
+    def located(self) -> "ServedModel":
+        """The same with paths that mean the same in any directory: replicas start in their own."""
+        from engine.models import portable
+
+        return self.model_copy(
+            update={"base": portable(self.base), "value": portable(self.value) if self.value else None}
+        )
+
     def vllm(self) -> dict[str, Any]:
         """What vLLM is started with. Raises `SourceError` for models that are not there or do not fit."""
         from pathlib import Path

@@ -57,7 +57,8 @@ def main():
 
 def make_value_network(folder):
     """The directories of a small model as it is, and of the same as a value network."""
-    model, tokenizer = prune_layers(load_causal_lm(MODEL), LAYERS), load_tokenizer(MODEL)
+    model, tokenizer = load_causal_lm(MODEL), load_tokenizer(MODEL)
+    prune_layers(model, LAYERS)
     save_model(model, tokenizer, folder / "plain")
     save_model(use_value_head(model, zero=False), tokenizer, folder / "value")
     Card(connection="residual", vocabulary=vocabulary_fingerprint(tokenizer)).write(folder / "value")

@@ -82,7 +82,7 @@ def _start(folder: Path, pair: tuple[str, str]) -> Endpoint:
         {
             "name": "mixed",
             "base": pair[0],
-            "value": pair[1],
+            "value": os.path.relpath(pair[1], folder),
             "base_name": "base",
             "longest": 512,
             "at_once": AT_ONCE,
@@ -97,6 +97,7 @@ def _start(folder: Path, pair: tuple[str, str]) -> Endpoint:
         process = subprocess.Popen(
             [sys.executable, "-m", "jobs.serve", str(recipe), f"runs={folder}"],
             env={**os.environ, "HEADRACE_API_KEY": f"other,{KEY}"},
+            cwd=folder,
             stdout=out,
             stderr=subprocess.STDOUT,
         )

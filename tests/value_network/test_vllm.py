@@ -2,6 +2,8 @@
 
 from dataclasses import replace
 
+import sys
+
 import pytest
 import ray
 import torch
@@ -136,3 +138,61 @@ def test_pairs_that_do_not_fit_are_refused(pair, publish, tmp_path):
     Card(connection="residual", vocabulary="another").write(cascade)
     with pytest.raises(SourceError, match="different tokenizers"):
         vllm_settings(base, str(cascade))
+
+
+class _Plain:
+    """The base by itself in vLLM."""
+
+    def __init__(self, base, **keys):
+        from pathlib import Path
+
+        from engine.models import start_vllm
+
+        self.engine, _ = start_vllm(Path(base), **keys)
+
+    def drawn(self, prompts, tokens):
+        from vllm import SamplingParams
+
+        asked = SamplingParams(temperature=0, max_tokens=tokens, ignore_eos=True, logprobs=5)
+        outputs = self.engine.generate([{"prompt_token_ids": ids} for ids in prompts], asked, use_tqdm=False)
+        return [_drawn(each.outputs[0]) for each in outputs]
+
+
+class _Mixed(ValueGenerator):
+    """The same of a pair."""
+
+    def drawn(self, prompts, tokens, beta):
+        from vllm import SamplingParams
+
+        extra = {"value_beta": beta}
+        asked = SamplingParams(temperature=0, max_tokens=tokens, ignore_eos=True, logprobs=5, extra_args=extra)
+        outputs = self.engine.generate([{"prompt_token_ids": ids} for ids in prompts], asked, use_tqdm=False)
+        return [_drawn(each.outputs[0]) for each in outputs]
+
+
+def _drawn(output):
+    return list(output.token_ids), [{token: each.logprob for token, each in place.items()} for place in output.logprobs]
+
+
+def test_in_bfloat16_beta_0_is_the_base_bit_for_bit_and_the_mix_is_the_references(cluster, pair):
+    ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])
+    options = {"num_cpus": 0.5, "runtime_env": {"env_vars": {"OMP_NUM_THREADS": "1"}}}
+    keys, prompts = {"at_once": 8, "longest": 256, "dtype": "bfloat16"}, _prompts(8)
+    mixed = ray.remote(**options)(_Mixed).remote(*map(str, pair), **keys)
+    plain = ray.remote(**options)(_Plain).remote(str(pair[0]), **keys)
+    asked = [mixed.drawn.remote(prompts, TOKENS, 0.0), plain.drawn.remote(prompts, TOKENS)]
+    beta_0, base = ray.get(asked, timeout=300)
+    assert beta_0 == base
+    # Teacher-forced: bfloat16 leads greedy tokens apart, so each log-probability is compared, and with what rounding
+    # does to the reference itself.
+    exact, rounded = (Mixture(*map(str, pair), dtype=each) for each in ("float32", "bfloat16"))
+    for prompt in prompts[:4]:
+        wanted = exact.logits(torch.tensor([prompt]), None, 1.0)[0].log_softmax(-1)
+        noisy = rounded.logits(torch.tensor([prompt]), None, 1.0)[0].float().log_softmax(-1)
+        exact.forget(), rounded.forget()
+        noise = (noisy - wanted)[:-1].gather(1, torch.tensor(prompt)[1:, None]).abs().max()
+        found = torch.tensor(ray.get(mixed.logprobs.remote(prompt, 1.0), timeout=300))
+        expected = wanted[:-1].gather(1, torch.tensor(prompt)[1:, None])[:, 0]
+        assert (found - expected).abs().max() < 4 * noise
+    ray.kill(mixed)
+    ray.kill(plain)
