@@ -1,8 +1,7 @@
 """vLLM with a base and a value network: the transformers reference's tokens, whatever shares the batch."""
 
-from dataclasses import replace
-
 import sys
+from dataclasses import replace
 
 import pytest
 import ray
