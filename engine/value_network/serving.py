@@ -10,7 +10,7 @@ from typing import Any
 from engine.errors import SourceError
 from engine.models import load_tokenizer, resolve
 from engine.value_network.card import Card, read_card, vocabulary_fingerprint
-from engine.value_network.plugin import ARCHITECTURE, register
+from engine.value_network.plugin import ARCHITECTURE
 
 PROCESSOR = "engine.value_network.betas:BetaProcessor"
 """What hears of requests' betas (`engine.value_network.betas`), by the name vLLM imports it by."""
@@ -29,7 +29,6 @@ def vllm_settings(base: str, value: str) -> tuple[Path, dict[str, Any]]:
     card = checked_card(base, value)
     check_served(value, card)
     config = AutoConfig.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
-    register()
     overrides: dict[str, Any] = {
         "architectures": [ARCHITECTURE],
         "base_architectures": list(config.architectures),
