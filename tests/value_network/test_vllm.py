@@ -84,18 +84,20 @@ def test_requests_with_different_betas_share_a_batch(engine, pair):
 def test_it_generates_what_the_reference_does(engine, pair):
     reference, prompts = MixtureGenerator(*map(str, pair), longest=512), [ids[:40] for ids in _prompts(12)]
 
-    def written(sampling, seeds):
-        return ray.get(engine.generate.remote(prompts[: len(seeds)], sampling, seeds), timeout=300)
+    def written(sampling, seeds, most=40):
+        asked = [ids[:most] for ids in prompts[: len(seeds)]]
+        return ray.get(engine.generate.remote(asked, sampling, seeds), timeout=300)
 
     greedy = Sampling(max_tokens=TOKENS)
     whole = written(greedy, range(12))
     assert whole == reference.generate(prompts, greedy, range(12))
     stop = replace(greedy, stop=(whole[0].text[-8:-5],))
     assert written(stop, range(12)) == reference.generate(prompts, stop, range(12)) != whole
+    # A prompt that is read in pieces cannot have a seed on a CPU (vLLM): these all go into one step.
     drawing = Sampling(temperature=2.0, max_tokens=TOKENS)
-    together = written(drawing, range(12))
-    assert written(drawing, range(4)) == together[:4]
-    assert written(drawing, range(1, 13)) != together
+    together = written(drawing, range(12), most=5)
+    assert written(drawing, range(4), most=5) == together[:4]
+    assert written(drawing, range(1, 13), most=5) != together
 
 
 def test_a_request_that_says_nothing_has_all_of_it(engine, pair):
