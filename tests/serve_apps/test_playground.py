@@ -227,7 +227,7 @@ def test_answers_stream_side_by_side(page, endpoint):
 
 def test_tokens_that_differ_are_marked_and_show_what_else_there_was(page):
     ask(page)
-    expect(status(page)).to_contain_text("Done. 1 of 2 tokens marked.")
+    expect(status(page)).to_contain_text("Done. Tokens marked: 3 and 1.")
     # Total variation: of " good" 0.5 and of " bad" 0.3, less the 0.1 that the mix has left for it.
     expected = {"I": (0, 0.0), " feel": (1, 0.12), " good": (3, 0.7), "end": (0, 0.0)}
     for text, (level, apart) in expected.items():
@@ -245,7 +245,7 @@ def test_tokens_that_differ_are_marked_and_show_what_else_there_was(page):
     token(page, " good").click()
     panel = page.get_by_role("region", name="Token")
     expect(panel.get_by_role("heading", level=2)).to_have_text(f"␣good 70{NBSP}% apart")
-    expect(panel.get_by_role("heading", level=3)).to_have_text(["Base", "With value network, β 1.00"])
+    expect(panel.get_by_role("heading", level=3)).to_have_text(["Base", "With β 1.00"])
     expect(panel.get_by_role("listitem")).to_have_text(
         [f"␣good60{NBSP}%", f"␣bad30{NBSP}%", f"␣great80{NBSP}%", f"␣good10{NBSP}%"]
     )
@@ -265,7 +265,7 @@ def test_the_slider_is_the_beta_of_the_answer_and_of_the_comparison(page, endpoi
         page.keyboard.press("ArrowLeft")
     expect(page.locator("#shown-beta")).to_have_text("0.75")
     expect(page.get_by_label("Value network, β")).to_have_value("0.75")
-    page.get_by_label("Most tokens").fill("7")
+    page.get_by_label("Max tokens").fill("7")
     page.get_by_label("Temperature").fill("0.5")
     page.get_by_text("System message").click()
     page.get_by_label("System message").fill("Be short.")
@@ -353,7 +353,7 @@ def test_all_of_it_can_be_done_with_the_keyboard(page, endpoint):
         expect(heading).to_contain_text(shown)
     assert page.locator("[role=option][aria-selected=true]").count() == 1
     page.keyboard.press("ArrowRight")
-    name = f"␣feel, 12{NBSP}% apart. Base 50{NBSP}%. With value network, β 1.00 62{NBSP}%"
+    name = f"␣feel, 12{NBSP}% apart. Base 50{NBSP}%. With β 1.00 62{NBSP}%"
     expect(page.get_by_role("option", name=name)).to_be_focused()
     page.keyboard.press("Escape")
     expect(panel).to_be_hidden()
