@@ -16,7 +16,7 @@ import hashlib
 import hmac
 import json
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -33,8 +33,8 @@ _KINDS = {
     429: "RateLimitError",
     503: "ServiceUnavailableError",
 }
-_BEARER = ("WWW-Authenticate", "Bearer")
-_BASIC = ("WWW-Authenticate", 'Basic realm="headrace", charset="UTF-8"')
+_BEARER = "Bearer"
+_BASIC = 'Basic realm="headrace", charset="UTF-8"'
 
 
 class Keys:
@@ -78,7 +78,8 @@ class Gate:
             if self._keys and not self._keys.admit(headers.get(b"authorization", b"")):
                 said = "This endpoint wants a key: Authorization: Bearer KEY."
                 asks = scope["method"] == "GET" and b"text/html" in headers.get(b"accept", b"").lower()
-                return await refuse(send, 401, said, [_BEARER, _BASIC] if asks else [_BEARER])
+                shown = (_BEARER, _BASIC) if asks else _BEARER
+                return await refuse(send, 401, said, {"WWW-Authenticate": shown})
             if not self._keys and not _from_here(scope, headers.get(b"host", b"")):
                 said = f"Without a key only this machine is served; set {KEY} on every node before Ray starts."
                 return await refuse(send, 403, said)
@@ -107,11 +108,17 @@ def error_body(status: int, sentence: str) -> dict[str, dict[str, str | int | No
     return {"error": {"message": sentence, "type": kind, "param": None, "code": status}}
 
 
-async def refuse(send: Send, status: int, sentence: str, headers: Iterable[tuple[str, str]] = ()) -> None:
-    """Send a whole response that says why not."""
+async def refuse(
+    send: Send, status: int, sentence: str, headers: Mapping[str, str | tuple[str, ...]] | None = None
+) -> None:
+    """Send a whole response that says why not; a header of several values is sent as often."""
     body = json.dumps(error_body(status, sentence)).encode()
-    sent = [("Content-Type", "application/json"), ("Content-Length", str(len(body))), *headers]
-    encoded = [(name.lower().encode(), value.encode()) for name, value in sent]
+    sent = {"Content-Type": "application/json", "Content-Length": str(len(body)), **(headers or {})}
+    encoded = [
+        (name.lower().encode(), value.encode())
+        for name, values in sent.items()
+        for value in ((values,) if isinstance(values, str) else values)
+    ]
     await send({"type": "http.response.start", "status": status, "headers": encoded})
     await send({"type": "http.response.body", "body": body})
 

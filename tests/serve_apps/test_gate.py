@@ -4,7 +4,9 @@ import base64
 import httpx
 import pytest
 from fastapi import FastAPI, Request
+from fastapi.responses import PlainTextResponse
 
+from serve_apps.edge import PlainRefusals
 from serve_apps.gate import KEY, Gate, Keys
 
 SECRET = "sesame, open"
@@ -130,3 +132,16 @@ def test_no_key_can_be_read_off(monkeypatch):
         assert part not in f"{keys!r} {keys} {vars(keys)}"
     assert keys
     assert not Keys("")
+
+
+def test_what_the_proxy_says_in_plain_text_is_said_in_json():
+    app = FastAPI()
+    app.add_api_route("/", lambda: PlainTextResponse("gone", 500))
+
+    async def send():
+        async with httpx.AsyncClient(transport=httpx.ASGITransport(PlainRefusals(app)), base_url="http://x") as caller:
+            return await caller.get("/")
+
+    answer = asyncio.run(send())
+    assert (answer.status_code, answer.headers["Retry-After"]) == (503, "5")
+    assert answer.json()["error"]["type"] == "ServiceUnavailableError"
