@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from engine.models.generation import LONGEST, Draw, Stop, TransformersGenerator, VllmGenerator, window
 from engine.value_network.card import BETA
 from engine.value_network.reference import Mixture
-from engine.value_network.serving import checked_card, vllm_settings
+from engine.value_network.serving import vllm_settings
 
 if TYPE_CHECKING:
     import torch
@@ -66,7 +66,6 @@ class MixtureGenerator(TransformersGenerator):
         dtype: str = "float32",
         device: str = "cpu",
     ) -> None:
-        checked_card(base, value)
         self._mixture, self._beta = Mixture(base, value, dtype, device), beta
         config = getattr(self._mixture.value, "config", None)  # a linear probe has no window
         longest = min(longest, window(config)) if config else longest

@@ -20,6 +20,7 @@ from engine.value_network.card import Card, read_card, vocabulary_fingerprint
 from engine.value_network.mixing import combine_logits, soft_embedding
 from engine.value_network.networks import fit, load_probe
 from engine.value_network.retelling import Listener, Retelling
+from engine.value_network.serving import checked_card
 
 Told = tuple[Sequence[int], int]
 """Tokens of the value network, and how many tokens of the base they stand for at the beginning of a row."""
@@ -29,15 +30,16 @@ class Mixture:
     """A base and a value network; `logits` reads some tokens more of the same rows each time it is called.
 
     With a `bridge`, a directory that holds one, their tokenizers differ: answer and logits are in the base's tokens,
-    and the value network reads the same text in its own (`engine.value_network.retelling`). Raises `SourceError` for a
-    bridge of other tokenizers and for a connection that reads the base's logits.
+    and the value network reads the same text in its own (`engine.value_network.retelling`). Raises `SourceError` for
+    other tokenizers than the value network's or the bridge's, and for a bridge to a connection that reads the base's
+    logits.
     """
 
     def __init__(
         self, base: str, value: str, dtype: str = "float32", device: Any = "cpu", bridge: str | Path | None = None
     ) -> None:
         folder = resolve(value)
-        self.card: Card = read_card(folder)
+        self.card: Card = read_card(folder) if bridge else checked_card(base, value)
         self._bridge: tuple[Bridge, Retelling] | None = self._bridged(base, value, Path(bridge)) if bridge else None
         self.base: Any = load_causal_lm(base, dtype).to(device)
         if self.card.connection == "linear_probe":

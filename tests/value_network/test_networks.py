@@ -5,8 +5,8 @@ import torch
 
 from engine.finetune.batches import make_row
 from engine.finetune.formats import Example
-from engine.models import load_causal_lm, save_model
-from engine.value_network.card import Card
+from engine.models import load_causal_lm, load_tokenizer, save_model
+from engine.value_network.card import Card, vocabulary_fingerprint
 from engine.value_network.losses import Goal
 from engine.value_network.networks import FrozenBase, Probe, fit, load_probe, use_value_head, value_loss
 from engine.value_network.reference import Mixture
@@ -68,7 +68,7 @@ def test_golden_11_token_by_token_is_all_at_once(kind, start, small, tmp_path):
         network.save(tmp_path)
     else:
         save_model(network, None, tmp_path)
-    Card(connection=kind, vocabulary="v").write(tmp_path)
+    Card(connection=kind, vocabulary=vocabulary_fingerprint(load_tokenizer(str(small)))).write(tmp_path)
     mixture = Mixture(str(small), str(tmp_path))
     mixture.base.double(), mixture.value.double()
     ids = torch.tensor([[5, 7, 11, 13, 17, 19], [3, 2, 9, 4, 8, 6]])

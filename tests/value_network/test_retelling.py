@@ -147,6 +147,8 @@ def test_a_bridge_of_a_vocabulary_to_itself_changes_nothing(small, start, ours, 
 
 
 def test_pairs_that_do_not_belong_together_are_refused(small, value, bridge, theirs, tmp_path):
+    with pytest.raises(SourceError, match="different tokenizers"):
+        Mixture(str(small), str(value))
     with pytest.raises(SourceError, match="no bridge"):
         Mixture(str(small), str(value), bridge=tmp_path)
     other = tmp_path / "other"
