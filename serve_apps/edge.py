@@ -56,6 +56,6 @@ class PlainRefusals:
 async def _shaped(send: Send, status: int) -> None:
     if status in _GONE:
         said = "Nobody is there to answer at the moment: the endpoint is starting, stopping, or lost a process."
-        return await refuse(send, 503, said, [("Retry-After", "5")])
+        return await refuse(send, 503, said, {"Retry-After": "5"})
     said = "The request took too long." if status == 408 else "Too many requests wait."
     await refuse(send, status, said)
