@@ -71,7 +71,7 @@ def _serves(command, home, environment):
         time.sleep(0.5)
     body = {"model": "smollm2", "prompt": "The capital of France is", "max_tokens": 1, "temperature": 0}
     assert httpx.post(f"{told[1]}/v1/completions", json=body, timeout=60).json()["choices"][0]["text"] == " Paris"
-    running.send_signal(signal.SIGINT)
+    running.send_signal(signal.SIGTERM)
     assert running.wait(90) == 0, out.read_text()
 
 

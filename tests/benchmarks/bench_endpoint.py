@@ -26,6 +26,13 @@ from engine.models import resolve, vllm_keys
 MODEL, AT_ONCE, QUEUED, TOKENS, LONGEST = "pkg:smollm2-135m", 16, 16, 48, 512
 REQUESTS = 96
 MINUTES, PEAK_SECONDS, CALLERS = 2.0, 45.0, 24
+# vLLM's own command asks for the version of a package `vllm`, which on CPUs has another name.
+VLLM = [
+    sys.executable,
+    "-c",
+    "import importlib.metadata as m; f = m.version; m.version = lambda name: '0' if name == 'vllm' else f(name)\n"
+    "from vllm.entrypoints.cli.main import main; main()",
+]
 PROMPT = "Write a few words about the water that drives a mill."
 
 
@@ -85,7 +92,7 @@ class _Server:
         return self
 
     def __exit__(self, *_):
-        self.process.send_signal(signal.SIGINT)
+        self.process.send_signal(signal.SIGTERM)
         self.process.wait(120)
 
     def family(self):
@@ -130,7 +137,7 @@ def _bare():
         flags += (
             [f"--{'no-' if value is False else ''}{flag}"] if isinstance(value, bool) else [f"--{flag}", str(value)]
         )
-    command = [str(Path(sys.executable).parent / "vllm"), "serve", keys["model"], "--served-model-name", "smollm2"]
+    command = [*VLLM, "serve", keys["model"], "--served-model-name", "smollm2"]
     return _Server([*command, *flags, "--host", "127.0.0.1", "--port", str(port)], port, tempfile.mktemp())
 
 
@@ -138,7 +145,7 @@ def _gateway(server, folder):
     """The public client against a server, and what the server's processes spent on it."""
     before, started = server.cpu(), time.perf_counter()
     out = Path(folder) / "bench.json"
-    command = [str(Path(sys.executable).parent / "vllm"), "bench", "serve", "--backend", "openai-chat"]
+    command = [*VLLM, "bench", "serve", "--backend", "openai-chat"]
     command += ["--base-url", server.url, "--endpoint", "/v1/chat/completions", "--model", "smollm2"]
     command += ["--tokenizer", str(resolve(MODEL)), "--dataset-name", "random", "--random-input-len", "32"]
     command += ["--random-output-len", str(TOKENS), "--ignore-eos", "--num-prompts", str(REQUESTS), "--seed", "0"]
