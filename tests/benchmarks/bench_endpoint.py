@@ -30,8 +30,22 @@ MINUTES, PEAK_SECONDS, CALLERS = 2.0, 45.0, 24
 VLLM = [
     sys.executable,
     "-c",
-    "import importlib.metadata as m; f = m.version; m.version = lambda name: '0' if name == 'vllm' else f(name)\n"
-    "from vllm.entrypoints.cli.main import main; main()",
+    """
+import importlib.metadata as metadata
+
+found = metadata.version
+
+def version(name):
+    try:
+        return found(name)
+    except metadata.PackageNotFoundError:
+        return "0+cpu"
+
+metadata.version = version
+from vllm.entrypoints.cli.main import main
+
+main()
+""",
 ]
 PROMPT = "Write a few words about the water that drives a mill."
 
@@ -39,13 +53,13 @@ PROMPT = "Write a few words about the water that drives a mill."
 def main():
     """Gateway, then overload."""
     with tempfile.TemporaryDirectory() as folder:
-        ours = _ours(Path(folder))
-        with ours:
-            gateway = {"headrace": _gateway(ours, folder)}
+        gateway = {}
+        with _bare(Path(folder)) as bare:
+            gateway["vllm"] = _gateway(bare, folder)
+        with _ours(Path(folder)) as ours:
+            gateway["headrace"] = _gateway(ours, folder)
             peak = asyncio.run(_closed(ours.url))
             load = asyncio.run(_open(ours, 2 * peak["requests_per_second"]))
-        with _bare() as bare:
-            gateway["vllm"] = _gateway(bare, folder)
     cost = {name: each["gateway_cpu_seconds"] / each["tokens"] * 1000 for name, each in gateway.items()}
     return {
         "gateway": gateway,
@@ -127,7 +141,7 @@ def _ours(folder):
     return _Server([sys.executable, "-m", "jobs.serve", str(folder / "serve.yaml")], port, folder / "ours.log")
 
 
-def _bare():
+def _bare(folder):
     port, keys = _free_port(), vllm_keys(resolve(MODEL), at_once=AT_ONCE, longest=LONGEST)
     flags = []
     for name, value in keys.items():
@@ -138,7 +152,7 @@ def _bare():
             [f"--{'no-' if value is False else ''}{flag}"] if isinstance(value, bool) else [f"--{flag}", str(value)]
         )
     command = [*VLLM, "serve", keys["model"], "--served-model-name", "smollm2"]
-    return _Server([*command, *flags, "--host", "127.0.0.1", "--port", str(port)], port, tempfile.mktemp())
+    return _Server([*command, *flags, "--host", "127.0.0.1", "--port", str(port)], port, folder / "bare.log")
 
 
 def _gateway(server, folder):
