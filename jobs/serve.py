@@ -19,6 +19,13 @@ from engine.value_network.endpoint import ServedModel, ServeRecipe
 
 RECIPE = ServeRecipe
 _KEY = "HEADRACE_API_KEY"
+_SERVE = {
+    # What Serve's proxy says by itself gets the shape of OpenAI's errors.
+    "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH": "serve_apps.edge:middlewares",
+    # Tokens go from process to process at half the CPU time that Ray's own way takes.
+    "RAY_SERVE_USE_GRPC_BY_DEFAULT": "1",
+}
+"""Read by Serve's processes as they start."""
 
 
 def run(recipe: ServeRecipe, call: Invocation) -> Outcome:
@@ -39,8 +46,8 @@ def run(recipe: ServeRecipe, call: Invocation) -> Outcome:
         if not call.address:
             preflight(recipe.demands(), local_capacity())
         return outcome
-    # Read by Serve's proxy as it starts: what it says by itself gets the shape of OpenAI's errors.
-    os.environ.setdefault("RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH", "serve_apps.edge:middlewares")
+    for name, value in _SERVE.items():
+        os.environ.setdefault(name, value)
     port = recipe.port or _free_port(recipe.host)
     _require_free(recipe.host, port)
     clock = Stopwatch()

@@ -14,6 +14,7 @@ from ray import serve
 from engine.cluster import delete, deploy, session, start_serve
 from engine.errors import ClusterError
 from engine.value_network.endpoint import ServeRecipe, beta_for
+from jobs.serve import _SERVE
 from serve_apps.fakes import ScriptedReplica
 from serve_apps.openai_app import engine, ingress
 
@@ -35,8 +36,7 @@ def _deploy(recipe: ServeRecipe) -> None:
 
 @pytest.fixture(scope="module")
 def url(closed_port_of_module):
-    # Read by Serve's proxy as it starts.
-    os.environ["RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH"] = "serve_apps.edge:middlewares"
+    os.environ |= _SERVE  # read by Serve's processes as they start
     try:
         with session("local", cpus=2):
             start_serve("127.0.0.1", closed_port_of_module, timeout=30)
@@ -46,7 +46,8 @@ def url(closed_port_of_module):
             yield f"http://127.0.0.1:{closed_port_of_module}"
             serve.shutdown()
     finally:
-        del os.environ["RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH"]
+        for name in _SERVE:
+            del os.environ[name]
 
 
 @pytest.fixture(scope="module")
