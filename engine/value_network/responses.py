@@ -194,7 +194,8 @@ class Responding:
             talks = pa.array([_talk(rows[at], values) for at, values in made], _TURNS)
             output = output.set_column(output.column_names.index("messages"), "messages", talks)
             if "reference" not in names:
-                own = [reference_of(rows[at]) if values else None for at, values in made]
+                answers = [reference_of(rows[at]) if values else None for at, values in made]
+                own = [each if isinstance(each, str) else None for each in answers]
                 output = output.append_column("reference", pa.array(own, pa.string()))
         return output
 
