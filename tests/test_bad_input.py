@@ -485,10 +485,10 @@ def test_signals_leave_a_state_that_resumes_and_a_second_run_is_kept_out(home, h
         if number == signal.SIGINT:
             os.kill(first.pid, signal.SIGSTOP)  # it shall not end before the second run has looked
             second = subprocess.run(job.command, env=head.environment, capture_output=True, text=True, timeout=60)
-            os.kill(first.pid, signal.SIGCONT)
             assert second.returncode == 2, second.stderr
             assert f"is in use by process {first.pid}" in second.stderr
         os.killpg(first.pid, number)
+        os.kill(first.pid, signal.SIGCONT)  # to the signal, before its workers have come to the end
         _, err = first.communicate(timeout=60)
         assert first.returncode == 130, err
         done = job.committed()
