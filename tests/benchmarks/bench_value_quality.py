@@ -5,7 +5,7 @@
                   - small one), three forwards                   beside SmolLM2, which it has never seen
 
 The small one is SmolLM2 with ten of its layers, healed; value networks start from it, with a head of zeros. Every arm
-sees the same tweets in the same 40 steps, with the learning rate of RATES whose seed 0 came to the fewest nats per
+sees the same tweets in the same steps, with the learning rate of RATES whose seed 0 came to the fewest nats per
 token on validation tweets. Intervals (95 %) and shares of the gain of `tuned` over the base are of seeds and held-out
 tweets drawn anew, the same for all arms. `value_arms` has the data and the arms.
 

@@ -1,10 +1,11 @@
 """One run of `bench_value_quality` in a process of its own: `python -m tests.benchmarks.value_arms HOME ARM RATE SEED`.
 
-Tweets that annotators agreed on, each followed by "Sentiment:" and the word. A tweet's duplicates (links, names and
-retweets aside) fall on one side. A run trains on EXAMPLES drawn by its seed and writes HOME/ARM-RATE-SEED.json: each
-held-out tweet's nats and whether its word is the likeliest of the three. `prepare` makes the small model: ten layers
-of SmolLM2, healed by imitating all of it on tweets that annotators did not agree on, without any word after them.
-`laptop` measures what `headrace value-network jobs/recipes/value_laptop.yaml` has published under HOME/runs.
+Tweets that annotators agreed on, each followed by "Sentiment:" and the word, as many of each word. A tweet's copies
+(links, names and retweets aside) fall on one side. A run trains on EXAMPLES drawn by its seed and writes
+HOME/ARM-RATE-SEED.json: each held-out tweet's nats, and whether its word is the likeliest of the three. `prepare`
+makes the small model: ten layers of SmolLM2, healed by imitating all of it on tweets that annotators did not agree on,
+without any word after them. `laptop` measures what `headrace value-network jobs/recipes/value_laptop.yaml` has
+published under HOME/runs.
 
 Shapes: N tweets, V vocabulary; 2 tokens each, the word and the end.
 """
@@ -39,9 +40,9 @@ from engine.value_network.networks import FrozenBase, use_value_head, value_loss
 
 MODEL, LAYERS = "pkg:smollm2-135m", 10
 WORDS = ("negative", "neutral", "positive")
-TEST, VALIDATION, WINDOW = 500, 200, 96
-STEPS, EXAMPLES = 40, 640
-HEALING = {"steps": 80, "examples": 1280, "rate": 1e-3}
+TEST, VALIDATION, WINDOW = 360, 120, 40
+STEPS, EXAMPLES = 64, 512
+HEALING = {"steps": 80, "tweets": 1280, "window": 96, "rate": 1e-3}
 PENALTY = 1.0
 
 
@@ -66,11 +67,16 @@ def _key(text):
 
 
 def splits(seed):
-    """Examples to learn from, to choose a learning rate by, and to test on; the last two are every seed's."""
+    """Examples to learn from, to choose a learning rate by, and to test on; the last two are every seed's. As many of
+    each word."""
     tokenizer = load_tokenizer(MODEL)
     encode = encoder(tokenizer)
-    made = [to_example(program_pieces(tokenizer, _asked(text), word), encode) for text, word in tweets()[0]]
-    made = [each for each in made if len(each.ids) <= WINDOW]
+    by_word = {word: [] for word in WORDS}
+    for text, word in tweets()[0]:
+        example = to_example(program_pieces(tokenizer, _asked(text), word), encode)
+        if len(example.ids) <= WINDOW:
+            by_word[word].append(example)
+    made = [each for some in zip(*by_word.values(), strict=False) for each in some]
     held, pool = made[: VALIDATION + TEST], made[VALIDATION + TEST :]
     drawn = np.random.default_rng(seed).permutation(len(pool))[:EXAMPLES]
     return [pool[at] for at in drawn], held[:VALIDATION], held[VALIDATION:]
@@ -95,12 +101,25 @@ def main(home, arm, rate, seed):
 
 def prepare(home):
     """Make the small model, and keep what both models make of the held-out tweets."""
+    if not (home / "small").exists():
+        heal(home / "healing")
+        (home / "healing").rename(home / "small")
+    _, validation, test = splits(0)
+    measures = {}
+    for name, reference in (("base", MODEL), ("small base", str(home / "small"))):
+        found = logits(use_packed_attention(load_causal_lm(reference)), validation + test)
+        np.save(home / f"{name}.npy", found.numpy())
+        measures[name] = measured(found, validation, test)
+    return {"measures": measures}
+
+
+def heal(folder):
+    """Take most layers out of SmolLM2, and have it imitate what it was."""
     tokenizer = load_tokenizer(MODEL)
-    texts = tweets()[1]
-    drawn = np.random.default_rng(0).permutation(len(texts))[: HEALING["examples"]]
-    encode = encoder(tokenizer)
+    texts, encode = tweets()[1], encoder(tokenizer)
+    drawn = np.random.default_rng(0).permutation(len(texts))[: HEALING["tweets"]]
     rows = [to_example(program_pieces(tokenizer, _asked(texts[at]), "")[:1], encode) for at in drawn]
-    rows = [each for each in rows if len(each.ids) <= WINDOW]
+    rows = [each for each in rows if len(each.ids) <= HEALING["window"]]
     small, base = load_causal_lm(MODEL), FrozenBase(MODEL, "float32", 49_152)
     prune_layers(small, LAYERS)
     use_packed_attention(small)
@@ -111,20 +130,14 @@ def prepare(home):
         own = _outputs(model, row, at).log_softmax(-1)
         return torch.nn.functional.kl_div(own, wanted, reduction="sum", log_target=True)
 
-    losses = learn(small, imitate, rows, HEALING["rate"], HEALING["steps"], lambda each: len(each.ids))
-    save_model(small, tokenizer, home / "small")
-    _, validation, test = splits(0)
-    kept = {"full": base.lm, "small": small.eval()}
-    for name, model in kept.items():
-        np.save(home / f"{name}.npy", logits(model, validation + test).numpy())
-    measures = {name: measured(_kept(home, name), validation, test) for name in kept}
-    return {"measures": {"base": measures["full"], "small base": measures["small"]}, "losses": losses}
+    learn(small, imitate, rows, HEALING["rate"], HEALING["steps"], lambda each: len(each.ids))
+    save_model(small, tokenizer, folder)
 
 
 def trial(home, arm, rate, seed):
     """Train one arm and put it beside the whole of SmolLM2."""
     train, validation, test = splits(seed)
-    full, small = _kept(home, "full"), _kept(home, "small")
+    full, small = _kept(home, "base"), _kept(home, "small base")
     model = use_packed_attention(load_causal_lm(MODEL if arm == "tuned" else str(home / "small")))
     if arm in ("value", "transferred"):
         use_value_head(model, zero=True)
