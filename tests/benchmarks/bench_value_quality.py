@@ -4,10 +4,10 @@
     emulated      SmolLM2 + (small one tuned       transferred   a value network trained beside the small one, put
                   - small one), three forwards                   beside SmolLM2, which it has never seen
 
-The small one is SmolLM2 with ten of its layers, healed; value networks start from it, with a head of zeros. Every arm
-sees the same tweets in the same steps, with the learning rate of RATES whose seed 0 came to the fewest nats per
-token on validation tweets. Intervals (95 %) and shares of the gain of `tuned` over the base are of seeds and held-out
-tweets drawn anew, the same for all arms. `value_arms` has the data and the arms.
+The small one is SmolLM2 with ten of its layers, healed; value networks start from it. Every arm sees the same tweets in
+the same number of steps, and is trained in that way of TRIED whose seed 0 came to the fewest nats per token on
+validation tweets. Intervals (95 %), and shares of the gain of `tuned` over the base, come from seeds and held-out tweets
+drawn anew, the same for all arms. `value_arms` has the data and the arms.
 
 A run that is done is not made again: name a directory in BENCH_HOME. Beside these runs that of the laptop recipe:
 `headrace value-network jobs/recipes/value_laptop.yaml`. 50 minutes on two cores.
@@ -26,12 +26,13 @@ import numpy as np
 from tests.benchmarks.value_arms import EXAMPLES, HEALING, LAYERS, PENALTY, STEPS, TEST, VALIDATION, WORDS
 
 SEEDS = (0, 1, 2)
-RATES = {
-    "tuned": (1e-4, 2e-4, 4e-4),
-    "value": (5e-4, 1e-3, 2e-3),
-    "transferred": (5e-4, 1e-3, 2e-3),
-    "emulated": (2e-4, 5e-4, 1e-3),
+TRIED = {
+    "tuned": {"tuned": (5e-5, 1e-4, 2e-4)},
+    "value": {"value": (5e-4, 1e-3, 2e-3), "free_value": (5e-4, 1e-3), "warm_value": (2e-4, 5e-4)},
+    "transferred": {"transferred": (5e-4, 1e-3, 2e-3), "free_transferred": (5e-4, 1e-3), "warm_transferred": (5e-4,)},
+    "emulated": {"emulated": (1e-4, 2e-4, 5e-4)},
 }
+"""Arm -> how it is trained (`free`: no penalty; `warm`: the small model's own head) -> learning rates."""
 MEASURES = ("nats", "accuracy", "word_nats")
 ROUNDS = 10_000
 
@@ -40,12 +41,12 @@ def main():
     """Prepare, try the learning rates, run what is left."""
     kept = os.environ.get("BENCH_HOME")
     home = Path(kept or tempfile.mkdtemp(prefix="hrbench-"))
+    home.mkdir(parents=True, exist_ok=True)
     try:
         prepared = _run(home, "prepare")
-        tried = {arm: [_run(home, arm, rate) for rate in rates] for arm, rates in RATES.items()}
+        tried = {arm: [_run(home, way, rate) for way in ways for rate in ways[way]] for arm, ways in TRIED.items()}
         best = {arm: min(runs, key=lambda each: _validated(each)["nats"]) for arm, runs in tried.items()}
-        runs = {arm: [found, *(_run(home, arm, found["rate"], seed) for seed in SEEDS[1:])]
-                for arm, found in best.items()}  # fmt: skip
+        runs = {arm: [_run(home, found["arm"], found["rate"], seed) for seed in SEEDS] for arm, found in best.items()}
         laptop = _laptop(home)
     finally:
         if not kept:
@@ -64,7 +65,9 @@ def main():
     shown = [prepared, *(run for arm in runs.values() for run in arm), laptop]
     return {
         "setup": setup,
-        "tried": [{"arm": arm, "rate": each["rate"], **_validated(each)} for arm in tried for each in tried[arm]],
+        "tried": [
+            {"arm": each["arm"], "rate": each["rate"], **_validated(each)} for arm in tried for each in tried[arm]
+        ],
         "runs": [_public(each) for each in shown],
         "summary": _summary(setup, prepared, runs, laptop),
     }
@@ -103,14 +106,14 @@ def _public(run):
 def _summary(setup, prepared, runs, laptop):
     draws = _draws()
     arms = {name: _values([prepared] * len(SEEDS), name) for name in ("base", "small base")}
-    arms |= {arm: _values(each, arm) for arm, each in runs.items()}
+    arms |= {arm: _values(each) for arm, each in runs.items()}
     arms["small tuned"] = _values(runs["emulated"], "small tuned")
     arms["beside the small base"] = _values(runs["transferred"], "beside the small base")
     return {
         "commonest_word": round(max(setup["labels"]) / sum(setup["labels"]), 4),
-        "rates": {arm: each[0]["rate"] for arm, each in runs.items()},
+        "trained": {arm: [each[0]["arm"], each[0]["rate"]] for arm, each in runs.items()},
         "means": {arm: _each(lambda name, values=values: _means(values[name], draws)) for arm, values in arms.items()},
-        "share_of_gain": {arm: _each(lambda name, arm=arm: _share(arms, arm, name, draws)) for arm in list(RATES)[1:]},
+        "share_of_gain": {arm: _each(lambda name, arm=arm: _share(arms, arm, name, draws)) for arm in list(TRIED)[1:]},
         "differences": {
             f"{one} - {other}": _each(lambda name, pair=(one, other): _difference(arms, *pair, name, draws))
             for one, other in (("value", "emulated"), ("transferred", "emulated"), ("transferred", "value"))
@@ -119,9 +122,10 @@ def _summary(setup, prepared, runs, laptop):
     }
 
 
-def _values(runs, mix):
-    """Seeds by tweets of each measure."""
-    return {name: np.array([each["measures"][mix]["test"][name] for each in runs]) for name in MEASURES}
+def _values(runs, mix=None):
+    """Seeds by tweets of each measure; of what an arm comes to if no other mix is named."""
+    found = [each["measures"][mix or each["arm"]]["test"] for each in runs]
+    return {name: np.array([each[name] for each in found]) for name in MEASURES}
 
 
 def _draws():

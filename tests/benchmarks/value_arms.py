@@ -4,7 +4,8 @@ Tweets that annotators agreed on, each followed by "Sentiment:" and the word, as
 (links, names and retweets aside) fall on one side. A run trains on EXAMPLES drawn by its seed and writes
 HOME/ARM-RATE-SEED.json: each held-out tweet's nats, and whether its word is the likeliest of the three. `prepare`
 makes the small model: ten layers of SmolLM2, healed by imitating all of it on tweets that annotators did not agree on,
-without any word after them. `laptop` measures what `headrace value-network jobs/recipes/value_laptop.yaml` has
+without any word after them. `free_value` and `free_transferred` have no penalty; `warm_value` and `warm_transferred`
+start with the small model's own head, not with zeros, as the paper does. `laptop` measures what `headrace value-network jobs/recipes/value_laptop.yaml` has
 published under HOME/runs.
 
 Shapes: N tweets, V vocabulary; 2 tokens each, the word and the end.
@@ -139,13 +140,14 @@ def trial(home, arm, rate, seed):
     train, validation, test = splits(seed)
     full, small = _kept(home, "base"), _kept(home, "small base")
     model = use_packed_attention(load_causal_lm(MODEL if arm == "tuned" else str(home / "small")))
-    if arm in ("value", "transferred"):
-        use_value_head(model, zero=True)
-        base = FrozenBase(MODEL if arm == "value" else str(home / "small"), "float32", 49_152)
+    start, kind = arm.split("_") if "_" in arm else ("zero", arm)
+    if kind in ("value", "transferred"):
+        use_value_head(model, zero=start != "warm")
+        base = FrozenBase(MODEL if kind == "value" else str(home / "small"), "float32", 49_152)
 
         def loss(model, row):
             at, targets = learnt(row)
-            goal = Goal(base.logits(row, at), targets, PENALTY, "l1")
+            goal = Goal(base.logits(row, at), targets, 0.0 if start == "free" else PENALTY, "l1")
             return value_loss(model, "residual", row, at, goal, base)
     else:
         use_loss_head(model)
@@ -158,7 +160,7 @@ def trial(home, arm, rate, seed):
         mixes = {arm: LogitMix([Term(1.0, 0, 1)], 49_152)(full, [own, small]), "small tuned": own}
     else:
         mixes = {arm: combine_logits(full, own)}
-        if arm == "transferred":
+        if kind == "transferred":
             mixes["beside the small base"] = combine_logits(small, own)
     return {"measures": {name: measured(each, validation, test) for name, each in mixes.items()}, "losses": losses}
 
