@@ -6,8 +6,8 @@
 
 The small one is SmolLM2 with ten of its layers, healed; value networks start from it. Every arm sees the same tweets in
 the same number of steps, and is trained in that way of TRIED whose seed 0 came to the fewest nats per token on
-validation tweets. Intervals (95 %), and shares of the gain of `tuned` over the base, come from seeds and held-out tweets
-drawn anew, the same for all arms. `value_arms` has the data and the arms.
+validation tweets. Intervals (95 %), and shares of the gain of `tuned` over the base, come from seeds and held-out
+tweets drawn anew, the same for all arms. `value_arms` has the data and the arms.
 
 A run that is done is not made again: name a directory in BENCH_HOME. Beside these runs that of the laptop recipe:
 `headrace value-network jobs/recipes/value_laptop.yaml`. 50 minutes on two cores.

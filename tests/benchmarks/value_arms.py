@@ -2,11 +2,12 @@
 
 Tweets that annotators agreed on, each followed by "Sentiment:" and the word, as many of each word. A tweet's copies
 (links, names and retweets aside) fall on one side. A run trains on EXAMPLES drawn by its seed and writes
-HOME/ARM-RATE-SEED.json: each held-out tweet's nats, and whether its word is the likeliest of the three. `prepare`
-makes the small model: ten layers of SmolLM2, healed by imitating all of it on tweets that annotators did not agree on,
-without any word after them. `free_value` and `free_transferred` have no penalty; `warm_value` and `warm_transferred`
-start with the small model's own head, not with zeros, as the paper does. `laptop` measures what `headrace value-network jobs/recipes/value_laptop.yaml` has
-published under HOME/runs.
+HOME/ARM-RATE-SEED.json: each held-out tweet's nats, and whether its word is the likeliest of the three.
+
+`prepare` makes the small model: ten layers of SmolLM2, healed by imitating all of it on tweets that annotators did not
+agree on, without any word after them. `free_value` and `free_transferred` have no penalty; `warm_value` and
+`warm_transferred` start with the small model's own head, as the paper does, and not with zeros. `laptop` measures what
+`headrace value-network jobs/recipes/value_laptop.yaml` has published under HOME/runs.
 
 Shapes: N tweets, V vocabulary; 2 tokens each, the word and the end.
 """
