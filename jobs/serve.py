@@ -13,13 +13,13 @@ from importlib import import_module
 
 import click
 
+from engine.cluster import API_KEY
 from engine.errors import ClusterError
 from engine.runs import Invocation, Outcome, Run
 from engine.value_network.endpoint import ServedModel, ServeRecipe
 
 RECIPE = ServeRecipe
-_KEY = "HEADRACE_API_KEY"
-_SERVE = {
+SERVE_ENVIRONMENT = {
     # What Serve's proxy says by itself gets the shape of OpenAI's errors.
     "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH": "serve_apps.edge:middlewares",
     # Tokens go from process to process at half the CPU time that Ray's own way takes.
@@ -34,10 +34,10 @@ def run(recipe: ServeRecipe, call: Invocation) -> Outcome:
     from engine.observe import Stopwatch
     from engine.resources import capacity, local_capacity, preflight
 
-    if not is_loopback(recipe.host) and not os.environ.get(_KEY, "").strip():
+    if not is_loopback(recipe.host) and not _has_key():
         raise ClusterError(
             f"Without a key nobody may listen on {recipe.host}: every caller could use the models.",
-            f"Set {_KEY} in the environment, or host=127.0.0.1.",
+            f"Set {API_KEY} in the environment, or host=127.0.0.1.",
         )
     for model in recipe.models:
         model.vllm()
@@ -46,7 +46,7 @@ def run(recipe: ServeRecipe, call: Invocation) -> Outcome:
         if not call.address:
             preflight(recipe.demands(), local_capacity())
         return outcome
-    for name, value in _SERVE.items():
+    for name, value in SERVE_ENVIRONMENT.items():
         os.environ.setdefault(name, value)
     port = recipe.port or _free_port(recipe.host)
     _require_free(recipe.host, port)
@@ -71,12 +71,16 @@ def run(recipe: ServeRecipe, call: Invocation) -> Outcome:
 
 def _facts(recipe: ServeRecipe) -> dict[str, str]:
     facts = {"listens on": f"{recipe.host}:{recipe.port or 'any free port'}"}
-    facts["key"] = "wanted" if os.environ.get(_KEY, "").strip() else f"none ({_KEY} is not set): this machine only"
+    facts["key"] = "wanted" if _has_key() else f"none ({API_KEY} is not set): this machine only"
     for model in recipe.models:
         for offered in model.offered():
             beta = "" if offered.beta is None else f", beta {offered.beta:g}{'' if offered.fixed else ' or as asked'}"
             facts[offered.name] = f"{model.base}{f' + {model.value}' if model.value else ''}{beta}"
     return facts | {"demand": "; ".join(map(str, recipe.demands()))}
+
+
+def _has_key() -> bool:
+    return bool(os.environ.get(API_KEY, "").strip())
 
 
 def _free_port(host: str) -> int:

@@ -1,1 +1,1 @@
-"""Ray Serve applications and their configuration files. Called by `headrace serve`, once it is there."""
+"""Ray Serve applications and their configuration files. Called, by their names, by `headrace serve` and Serve."""

@@ -7,11 +7,14 @@ Left out: refusals of the application (`serve_apps.gate`, `serve_apps.openai_app
 cluster by RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH=serve_apps.edge:middlewares in the environment of every node.
 """
 
+import logging
+
 from starlette.middleware import Middleware
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from serve_apps.gate import refuse
 
+_log = logging.getLogger("ray.serve")
 _GONE = (404, 500, 503)
 """What the proxy says where there is nobody to answer."""
 
@@ -49,6 +52,7 @@ class PlainRefusals:
         except Exception:
             if begun:
                 raise
+            _log.warning("%s %s was not answered", scope["method"], scope["path"], exc_info=True)
         if not begun:  # the replica that had the request died
             await _shaped(send, 500)
 

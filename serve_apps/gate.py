@@ -21,10 +21,8 @@ from collections.abc import Iterable, Mapping
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from engine.cluster import is_loopback
+from engine.cluster import API_KEY, is_loopback
 
-KEY = "HEADRACE_API_KEY"
-"""Environment variable that holds the key, or several with commas between them."""
 _KINDS = {
     401: "AuthenticationError",
     403: "PermissionDeniedError",
@@ -46,7 +44,7 @@ class Keys:
     @classmethod
     def from_environment(cls) -> "Keys":
         """The keys that this process was started with."""
-        return cls(os.environ.get(KEY, ""))
+        return cls(os.environ.get(API_KEY, ""))
 
     def __bool__(self) -> bool:
         return bool(self._digests)
@@ -81,7 +79,7 @@ class Gate:
                 shown = (_BEARER, _BASIC) if asks else _BEARER
                 return await refuse(send, 401, said, {"WWW-Authenticate": shown})
             if not self._keys and not _from_here(scope, headers.get(b"host", b"")):
-                said = f"Without a key only this machine is served; set {KEY} on every node before Ray starts."
+                said = f"Without a key only this machine is served; set {API_KEY} on every node before Ray starts."
                 return await refuse(send, 403, said)
         length = headers.get(b"content-length", b"")
         if length.isdigit() and int(length) > self._max:

@@ -1,3 +1,4 @@
+from .access import API_KEY as API_KEY
 from .access import Token as Token
 from .access import find_token as find_token
 from .access import is_loopback as is_loopback
@@ -13,6 +14,7 @@ from .connection import Session as Session
 from .connection import session as session
 
 __all__ = [
+    "API_KEY",
     "Session",
     "Token",
     "autoscaling_config",

@@ -18,6 +18,8 @@ from typing import NamedTuple
 
 from engine.errors import ClusterError
 
+API_KEY = "HEADRACE_API_KEY"
+"""Environment variable with the key of what is served here, or several with commas between them."""
 _MODE = "RAY_AUTH_MODE"
 _REFUSED = ("UNAUTHENTICATED", "PERMISSION_DENIED")
 TOKEN_REMEDY = (

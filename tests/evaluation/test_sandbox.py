@@ -1,7 +1,6 @@
 """Escape attempts: what an untrusted program may try, and that none of it reaches further than the program."""
 
 import os
-import time
 from pathlib import Path
 
 import psutil
@@ -49,14 +48,10 @@ def test_what_does_not_end_is_ended(source):
 
 
 def survivors(before):
-    """Processes of the confinement that are new and still there after a moment."""
-    end = time.monotonic() + 5
-    while time.monotonic() < end:
-        new = [each for each in psutil.process_iter(["pid", "cmdline"]) if each.pid not in before]
-        left = [each for each in new if "confinement.py" in " ".join(each.info["cmdline"] or [])]
-        if not left:
-            return []
-        time.sleep(0.05)
+    """Processes of the confinement that are new and stay; those of tests beside this one come and go."""
+    new = [each for each in psutil.process_iter(["cmdline"]) if each.pid not in before]
+    confined = [each for each in new if "confinement.py" in " ".join(each.info["cmdline"] or [])]
+    _, left = psutil.wait_procs(confined, timeout=30)
     return left
 
 

@@ -6,8 +6,9 @@ import pytest
 from fastapi import FastAPI, Request
 from fastapi.responses import PlainTextResponse
 
+from engine.cluster import API_KEY as KEY
 from serve_apps.edge import PlainRefusals
-from serve_apps.gate import KEY, Gate, Keys
+from serve_apps.gate import Gate, Keys
 
 SECRET = "sesame, open"
 HERE, THERE = ("127.0.0.1", 5), ("192.0.2.9", 5)

@@ -14,7 +14,7 @@ from ray import serve
 from engine.cluster import delete, deploy, session, start_serve
 from engine.errors import ClusterError
 from engine.value_network.endpoint import ServeRecipe, beta_for
-from jobs.serve import _SERVE
+from jobs.serve import SERVE_ENVIRONMENT
 from serve_apps.fakes import ScriptedReplica
 from serve_apps.openai_app import engine, ingress
 
@@ -36,7 +36,7 @@ def _deploy(recipe: ServeRecipe) -> None:
 
 @pytest.fixture(scope="module")
 def url(closed_port_of_module):
-    os.environ |= _SERVE  # read by Serve's processes as they start
+    os.environ |= SERVE_ENVIRONMENT  # read by Serve's processes as they start
     try:
         with session("local", cpus=2):
             start_serve("127.0.0.1", closed_port_of_module, timeout=30)
@@ -46,7 +46,7 @@ def url(closed_port_of_module):
             yield f"http://127.0.0.1:{closed_port_of_module}"
             serve.shutdown()
     finally:
-        for name in _SERVE:
+        for name in SERVE_ENVIRONMENT:
             del os.environ[name]
 
 

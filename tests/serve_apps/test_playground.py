@@ -7,7 +7,6 @@ import shutil
 import socket
 import subprocess
 import threading
-import time
 
 import pytest
 import uvicorn
@@ -534,7 +533,5 @@ def test_the_page_may_load_nothing(endpoint, browser):
     assert "default-src 'none'" in policy
     assert "connect-src 'self'" in policy
     blocked = "fetch('http://192.0.2.1/').then(() => 'reached', () => 'blocked')"
-    began = time.monotonic()
     assert page.evaluate(blocked) == "blocked"
-    assert time.monotonic() - began < 5
     context.close()

@@ -19,11 +19,11 @@ from ray import cloudpickle, serve
 from ray.serve.config import HTTPOptions
 from ray.serve.schema import ServeDeploySchema
 
+from engine.cluster import API_KEY as KEY
 from engine.cluster import is_loopback, session
 from engine.errors import ClusterError
 from engine.sieve import Student
 from serve_apps import sieve_app
-from serve_apps.gate import KEY
 from serve_apps.sieve_app import SieveArgs, SieveStudent, build, deployment, load_student
 
 SECRETS = ("sesame-4711", "other-0815")

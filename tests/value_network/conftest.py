@@ -19,33 +19,3 @@ def rows(tmp_path):
     path = tmp_path / "rows.jsonl"
     path.write_text("".join(json.dumps(row) + "\n" for row in made))
     return path
-
-
-@pytest.fixture(scope="session")
-def publish():
-    """`publish(source, folder, connection, scale)`: a value network with a will of its own, since what a small random
-    model adds would not change a token."""
-
-    def published(source, folder, connection="residual", scale=4.0):
-        import torch
-
-        from engine.models import load_causal_lm, load_tokenizer, save_model
-        from engine.value_network import Card, vocabulary_fingerprint
-        from engine.value_network.networks import Probe, use_value_head
-
-        tokenizer = load_tokenizer(str(source))
-        if connection == "linear_probe":
-            torch.manual_seed(5)
-            probe = Probe(49152, 8)
-            torch.nn.init.normal_(probe.down.weight, std=scale)
-            probe.save(folder)
-            tokenizer.save_pretrained(folder)
-        else:
-            model = use_value_head(load_causal_lm(str(source)), zero=True)
-            torch.manual_seed(7)
-            torch.nn.init.normal_(model.get_output_embeddings().weight, std=scale)
-            save_model(model, tokenizer, folder)
-        Card(connection=connection, vocabulary=vocabulary_fingerprint(tokenizer)).write(folder)
-        return folder
-
-    return published

@@ -2,7 +2,7 @@
 
 import pyarrow as pa
 import pytest
-import torch
+from mixes import greedy, publish
 
 from engine.config import build_recipe
 from engine.errors import SourceError
@@ -25,27 +25,18 @@ def base(make_llama):
 
 
 @pytest.fixture(scope="module")
-def cascade(start, publish, tmp_path_factory):
+def cascade(start, tmp_path_factory):
     return publish(start, tmp_path_factory.mktemp("cascade"), "cascade")
 
 
-def _likeliest(mixture, prompt, beta, count):
-    mixture.forget()
-    ids, found = torch.tensor([prompt]), []
-    for _ in range(count):
-        found.append(int(mixture.logits(ids, None, beta)[0, -1].argmax()))
-        ids = torch.tensor([[found[-1]]])
-    return found
-
-
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_mix_writes_what_the_reference_says(monkeypatch, base, start, publish, tmp_path, kind):
+def test_a_mix_writes_what_the_reference_says(monkeypatch, base, start, tmp_path, kind):
     monkeypatch.setattr(generation, "_READ_AT_ONCE", 9)  # three tokens of each prompt
     value = publish(start, tmp_path, kind, 4.0 if kind != "linear_probe" else 20.0)
     mixture, tokenizer = Mixture(str(base), str(value)), load_tokenizer(str(base))
     written = {}
     for beta in (0.0, 0.7):
-        wanted = [_likeliest(mixture, prompt, beta, 8) for prompt in PROMPTS]
+        wanted = [greedy(mixture, prompt, beta, 8) for prompt in PROMPTS]
         generator = MixtureGenerator(str(base), str(value), beta, at_once=3)
         found = generator.generate(PROMPTS, Sampling(max_tokens=8), [0] * 3)
         assert found == [Generated(tokenizer.decode(ids), 8, False) for ids in wanted]
@@ -63,7 +54,7 @@ def test_a_mix_is_drawn_by_seeds_and_ends(base, cascade):
     stop = together[1].text[6:9]
     cut = generator.generate(PROMPTS, Sampling(1.0, 0.9, 9, (stop,)), [1, 2, 3])[1]
     assert (cut.text, cut.finished) == (together[1].text.partition(stop)[0], True)
-    ids = _likeliest(Mixture(str(base), str(cascade)), PROMPTS[1], 0.3, 9)
+    ids = greedy(Mixture(str(base), str(cascade)), PROMPTS[1], 0.3, 9)
     generator._ends = {ids[3]}
     ended = generator.generate(PROMPTS[1:], Sampling(max_tokens=9), [0, 0])[0]
     assert (ended.tokens, ended.finished) == (ids.index(ids[3]) + 1, True)

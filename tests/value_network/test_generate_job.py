@@ -10,6 +10,7 @@ from types import SimpleNamespace
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from mixes import publish
 from upath import UPath
 
 from engine.artifacts import read_dataset
@@ -24,7 +25,7 @@ ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture(scope="module")
-def mill(tmp_path_factory, make_llama, start, publish):
+def mill(tmp_path_factory, make_llama, start):
     folder = tmp_path_factory.mktemp("generate")
     base = make_llama(hidden_size=32, num_hidden_layers=2, initializer_range=0.2)
     value = publish(start, folder / "value", "cascade_plus")

@@ -6,6 +6,7 @@ from dataclasses import replace
 import pytest
 import ray
 import torch
+from mixes import BETAS, greedy, make_pair, make_prompts, publish
 
 from engine.errors import SourceError
 from engine.models import Sampling
@@ -16,17 +17,12 @@ from engine.value_network.serving import vllm_settings
 
 pytestmark = [pytest.mark.vllm, pytest.mark.timeout(600)]
 TOKENS = 12
-BETAS = [0.0, 0.5, 1.0, 2.0]
 
 
 @pytest.fixture(scope="module")
-def pair(make_llama, publish, tmp_path_factory):
+def pair(make_llama, tmp_path_factory):
     """A base, and a value network of other depth, width and heads."""
-    base = make_llama(hidden_size=64, intermediate_size=128, num_hidden_layers=2, initializer_range=0.2)
-    other = make_llama(
-        hidden_size=128, intermediate_size=96, num_hidden_layers=3, num_attention_heads=4, num_key_value_heads=2
-    )
-    return base, publish(other, tmp_path_factory.mktemp("value"))
+    return make_pair(make_llama, tmp_path_factory.mktemp("value"))
 
 
 def _started(base, value, **keys):
@@ -44,54 +40,37 @@ def engine(cluster, pair):
     ray.kill(engine)
 
 
-def _prompts(count):
-    torch.manual_seed(3)
-    lengths = torch.randint(2, 40, (count,)).tolist()
-    made = [torch.randint(100, 40000, (length,)).tolist() for length in lengths]
-    shared = torch.randint(100, 40000, (80,)).tolist()
-    return [shared + ids[:5] if at % 3 == 0 else ids for at, ids in enumerate(made)]
-
-
 def _asked(engine, prompts, betas):
     return ray.get(engine.continued.remote(prompts, betas, TOKENS), timeout=300)
 
 
-def _wanted(mixture, prompt, beta):
-    mixture.forget()
-    ids, found = torch.tensor([prompt]), []
-    for _ in range(TOKENS):
-        found.append(int(mixture.logits(ids, None, beta)[0, -1].argmax()))
-        ids = torch.tensor([[found[-1]]])
-    return found
-
-
 def test_requests_with_different_betas_share_a_batch(engine, pair):
-    mixture, prompts = Mixture(*map(str, pair)), _prompts(48)
+    mixture, prompts = Mixture(*map(str, pair)), make_prompts(48)
     betas = [BETAS[at % len(BETAS)] for at in range(len(prompts))]
     found = _asked(engine, prompts, betas)
-    wanted = [_wanted(mixture, prompt, beta) for prompt, beta in zip(prompts, betas, strict=True)]
+    wanted = [greedy(mixture, prompt, beta, TOKENS) for prompt, beta in zip(prompts, betas, strict=True)]
     assert found == wanted
-    alone = [_wanted(mixture, prompt, 0.0) for prompt in prompts]
+    alone = [greedy(mixture, prompt, 0.0, TOKENS) for prompt in prompts]
     changed = [one != other for one, other, beta in zip(wanted, alone, betas, strict=True) if beta]
     assert sum(changed) > len(changed) / 2, "the value network has to matter for this to say anything"
     # Once more, with what the cache holds from requests of other betas.
     turned = betas[1:] + betas[:1]
     assert _asked(engine, prompts, turned) == [
-        _wanted(mixture, prompt, beta) for prompt, beta in zip(prompts, turned, strict=True)
+        greedy(mixture, prompt, beta, TOKENS) for prompt, beta in zip(prompts, turned, strict=True)
     ]
 
 
 def test_it_generates_what_the_reference_does(engine, pair):
-    reference, prompts = MixtureGenerator(*map(str, pair), longest=512), [ids[:40] for ids in _prompts(12)]
+    reference, prompts = MixtureGenerator(*map(str, pair), longest=512), [ids[:40] for ids in make_prompts(12)]
 
     def written(sampling, seeds, most=40):
         asked = [ids[:most] for ids in prompts[: len(seeds)]]
         return ray.get(engine.generate.remote(asked, sampling, seeds), timeout=300)
 
-    greedy = Sampling(max_tokens=TOKENS)
-    whole = written(greedy, range(12))
-    assert whole == reference.generate(prompts, greedy, range(12))
-    stop = replace(greedy, stop=(whole[0].text[-8:-5],))
+    plain = Sampling(max_tokens=TOKENS)
+    whole = written(plain, range(12))
+    assert whole == reference.generate(prompts, plain, range(12))
+    stop = replace(plain, stop=(whole[0].text[-8:-5],))
     assert written(stop, range(12)) == reference.generate(prompts, stop, range(12)) != whole
     # A prompt that is read in pieces cannot have a seed on a CPU (vLLM): these all go into one step.
     drawing = Sampling(temperature=2.0, max_tokens=TOKENS)
@@ -101,8 +80,8 @@ def test_it_generates_what_the_reference_does(engine, pair):
 
 
 def test_a_request_that_says_nothing_has_all_of_it(engine, pair):
-    mixture, prompt = Mixture(*map(str, pair)), _prompts(4)[1]
-    assert _asked(engine, [prompt], [None]) == [_wanted(mixture, prompt, 1.0)]
+    mixture, prompt = Mixture(*map(str, pair)), make_prompts(4)[1]
+    assert _asked(engine, [prompt], [None]) == [greedy(mixture, prompt, 1.0, TOKENS)]
     for beta in (None, 0.5):
         mixture.forget()
         wanted = mixture.logits(torch.tensor([prompt]), None, 1.0 if beta is None else beta)[0].log_softmax(-1)
@@ -117,19 +96,19 @@ def test_a_beta_that_is_none_is_refused(engine, beta):
         _asked(engine, [[5, 6]], [beta])
 
 
-def test_a_linear_probe_is_served_too(cluster, pair, publish, tmp_path):
+def test_a_linear_probe_is_served_too(cluster, pair, tmp_path):
     base, _ = pair
     publish(base, tmp_path, "linear_probe", scale=20.0)
     engine = _started(base, tmp_path, at_once=8, longest=256)
-    mixture, prompts = Mixture(str(base), str(tmp_path)), _prompts(8)
+    mixture, prompts = Mixture(str(base), str(tmp_path)), make_prompts(8)
     betas = [BETAS[at % len(BETAS)] for at in range(len(prompts))]
-    wanted = [_wanted(mixture, prompt, beta) for prompt, beta in zip(prompts, betas, strict=True)]
+    wanted = [greedy(mixture, prompt, beta, TOKENS) for prompt, beta in zip(prompts, betas, strict=True)]
     assert _asked(engine, prompts, betas) == wanted
-    assert wanted[2] != _wanted(mixture, prompts[2], 0.0)
+    assert wanted[2] != greedy(mixture, prompts[2], 0.0, TOKENS)
     ray.kill(engine)
 
 
-def test_pairs_that_do_not_fit_are_refused(pair, publish, tmp_path):
+def test_pairs_that_do_not_fit_are_refused(pair, tmp_path):
     base, value = map(str, pair)
     with pytest.raises(SourceError, match="is no value network"):
         vllm_settings(value, base)
@@ -178,7 +157,7 @@ def _drawn(output):
 def test_in_bfloat16_beta_0_is_the_base_bit_for_bit_and_the_mix_is_the_references(cluster, pair):
     ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])
     options = {"num_cpus": 0.5, "runtime_env": {"env_vars": {"OMP_NUM_THREADS": "1"}}}
-    keys, prompts = {"at_once": 8, "longest": 256, "dtype": "bfloat16"}, _prompts(8)
+    keys, prompts = {"at_once": 8, "longest": 256, "dtype": "bfloat16"}, make_prompts(8)
     mixed = ray.remote(**options)(_Mixed).remote(*map(str, pair), **keys)
     plain = ray.remote(**options)(_Plain).remote(str(pair[0]), **keys)
     asked = [mixed.drawn.remote(prompts, TOKENS, 0.0), plain.drawn.remote(prompts, TOKENS)]
