@@ -35,11 +35,12 @@ from ray.serve.handle import DeploymentHandle
 from ray.util.metrics import Counter
 from starlette.exceptions import HTTPException
 
+from engine.cluster import API_KEY
 from engine.config import Section, load_recipe
 from engine.errors import ClusterError, HeadraceError
 from engine.value_network.card import BETA
 from engine.value_network.endpoint import Offered, ServedModel, ServeRecipe, beta_for
-from serve_apps.gate import KEY, Gate, Keys, error_body
+from serve_apps.gate import Gate, Keys, error_body
 from serve_apps.observation import cluster_metrics
 from serve_apps.replica import ModelReplica
 
@@ -88,7 +89,7 @@ class Ingress:
         self._recipe, self._keys = recipe, Keys.from_environment()
         if expects_key and not self._keys:
             raise ClusterError(
-                f"{KEY} is set where the application is deployed from, but not on this node.",
+                f"{API_KEY} is set where the application is deployed from, but not on this node.",
                 "Set it in the environment of every node before Ray starts.",
             )
         self._routes = {

@@ -30,12 +30,13 @@ from starlette.exceptions import HTTPException as HTTPError
 from upath import UPath
 
 from engine.artifacts import read_model
+from engine.cluster import API_KEY
 from engine.config import Section
 from engine.errors import ClusterError, HeadraceError
 from engine.sieve import Student
 from engine.storage import is_local
 from serve_apps.batching import Batcher
-from serve_apps.gate import KEY, Gate, Keys, error_body
+from serve_apps.gate import Gate, Keys, error_body
 
 _SECONDS = [0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30]
 _SIZES = [1, 2, 4, 8, 16, 32, 64, 128, 256]
@@ -108,7 +109,7 @@ class SieveStudent:
         self._args, self._keys = args, Keys.from_environment()
         if expects_key and not self._keys:
             raise ClusterError(
-                f"{KEY} is set where the application is deployed from, but not on this node.",
+                f"{API_KEY} is set where the application is deployed from, but not on this node.",
                 "Set it in the environment of every node before Ray starts.",
             )
         threads = max(1, int(args.cpus))
