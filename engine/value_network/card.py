@@ -5,7 +5,6 @@ Left out: its weights. Written beside them by the training, read by whoever puts
 
 import hashlib
 import json
-import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -21,6 +20,9 @@ if TYPE_CHECKING:
 CARD = "value_network.json"
 BETA = "value_beta"
 """The name under which a request says how much of the value network's logits is added."""
+MOST_BETA = 1000.0
+"""Far more than makes sense. In float16, in which vLLM may carry it, 65,504 is the end, and in float32 a product with
+logits may be infinite: then they are no numbers any more."""
 
 
 class Card(Section):
@@ -48,11 +50,18 @@ def read_card(folder: Path) -> Card:
 
 
 def checked_beta(said: Any) -> float:
-    """What a request says of beta, as a number. Raises `ValueError` for what is no number of at least 0."""
+    """What a request says of beta, as a number. Raises `ValueError` for what is no number from 0 to `MOST_BETA`."""
     # JSON has no other numbers; true would pass for one.
-    if isinstance(said, bool) or not isinstance(said, int | float) or not 0 <= said < math.inf:
-        raise ValueError(f"{BETA} must be a number of at least 0, not {str(said)[:40]!r}.")
+    if isinstance(said, bool) or not isinstance(said, int | float) or not 0 <= said <= MOST_BETA:
+        raise ValueError(f"{BETA} must be a number of at least 0 and at most {MOST_BETA:g}, not {_shown(said)}.")
     return float(said)
+
+
+def _shown(said: Any) -> str:
+    try:
+        return repr(str(said)[:40])
+    except ValueError:  # Python writes out no whole number of thousands of digits
+        return "one of thousands of digits"
 
 
 def vocabulary_fingerprint(tokenizer: "PreTrainedTokenizerBase") -> str:

@@ -18,7 +18,7 @@ from pydantic import Field, model_validator
 
 from engine.config import Recipe, Section, knob
 from engine.resources import Demand
-from engine.value_network.card import checked_beta
+from engine.value_network.card import MOST_BETA, checked_beta
 
 _Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._/-]*$", max_length=100)]
 _OURS = frozenset({"model", "served_model_name", "trust_remote_code", "hf_overrides", "logits_processors", "task"})
@@ -42,7 +42,7 @@ class ServedModel(Section):
     """The model: pkg:..., a directory or a hub name."""
     value: str | None = None
     """A value network to put beside it: RUN/model of `headrace value-network`."""
-    beta: float = Field(1.0, ge=0, allow_inf_nan=False)
+    beta: float = Field(1.0, ge=0, le=MOST_BETA, allow_inf_nan=False)
     """How much of the value network's logits is added where a request does not say."""
     base_name: _Name | None = None
     """With a value network: a name for the base alone, answered by the same engine."""

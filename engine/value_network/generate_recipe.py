@@ -11,6 +11,7 @@ from engine.config import knob
 from engine.corpus.config import FilterConfig
 from engine.corpus.recipe import DataRecipe
 from engine.evaluation.options import SamplingOptions
+from engine.value_network.card import MOST_BETA
 
 
 class DrawingOptions(SamplingOptions):
@@ -28,7 +29,7 @@ class GenerateRecipe(DataRecipe):
     """The model, or the base of the value network: a directory, a hub name or pkg:NAME."""
     value: str | None = Field(None, min_length=1, json_schema_extra={"knob": True})
     """A value network whose logits are added to those of the model: what `headrace value-network` published."""
-    beta: float = Field(1.0, ge=0, allow_inf_nan=False)
+    beta: float = Field(1.0, ge=0, le=MOST_BETA, allow_inf_nan=False)
     """How much of the value network's logits is added; 0 is the model alone."""
     rows: Literal["prompts", "demonstrations"] = "prompts"
     """What the source holds: `prompt`, or `messages`, an answer at the end of which is left out."""

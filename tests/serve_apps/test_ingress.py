@@ -168,6 +168,6 @@ def test_a_beta_for_each_name():
     mixed, base = _recipe().models[0].offered()
     assert [beta_for(mixed, each) for each in (None, 0, 0.5)] == [1.0, 0.0, 0.5]
     assert beta_for(base, None) == 0.0
-    for wrong in (-1, float("nan"), float("inf"), "1", True, [1]):
+    for wrong in (-1, float("nan"), float("inf"), "1", True, [1], 10**400, 1e5):
         with pytest.raises(ValueError, match="value_beta must be a number of at least 0"):
             beta_for(mixed, wrong)
