@@ -243,7 +243,10 @@ def _texts(body: dict[str, Any]) -> int:
     """How many texts a request wants written; what it says wrongly is vLLM's to refuse."""
     prompt, n = body.get("prompt"), body.get("n")
     prompts = len(prompt) if isinstance(prompt, list) and not all(isinstance(each, int) for each in prompt) else 1
-    return prompts * (n if isinstance(n, int) else 1)
+    try:
+        return prompts * int(float(n))  # vLLM takes "16" for 16
+    except (TypeError, ValueError, OverflowError):
+        return prompts
 
 
 async def _health() -> dict[str, str]:

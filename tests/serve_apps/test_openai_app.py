@@ -226,6 +226,7 @@ def test_the_openai_client_gets_what_it_asks_for(served):
         ({"model": "mixed", "prompt": "a", "vllm_xargs": {"value_beta": -1}}, 400, "value_beta must be"),
         ({"model": "base", "prompt": "a", "value_beta": 1}, 400, "base is the base alone"),
         ({"model": "mixed", "prompt": "a", "n": 1000}, 400, "One request may ask for 16 texts"),
+        ({"model": "mixed", "prompt": "a", "n": "1000"}, 400, "One request may ask for 16 texts"),
         ({"model": "mixed", "prompt": ["a"] * 1000}, 400, "One request may ask for 16 texts"),
         ({"model": "mixed", "prompt": "a", "temperature": -1}, 400, "temperature"),
         ({"model": "mixed", "prompt": [10**7]}, 400, "out of vocabulary"),
