@@ -4,7 +4,7 @@
     loss = cross-entropy of z + weight * mean over positions of |z_value|_1 / V      (its released code; l2: ours)
 
 Sampling temperature, top-p and penalties act on the sum. Left out: where logits come from. Called by the training
-(`engine.value_network.head`), the reference (`engine.value_network.reference`) and the vLLM architecture.
+(`engine.value_network.losses`), the reference (`engine.value_network.reference`) and the vLLM architecture.
 
 Shapes: V vocabulary, L positions; ... any leading dimensions.
 """

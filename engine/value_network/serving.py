@@ -1,7 +1,7 @@
 """Settings that make vLLM serve a base with a value network; and the check that the two belong together.
 
-Left out: the engine itself (vLLM), HTTP (`serve_apps`). Called by
-`engine.value_network.generation`.
+Left out: the engine itself (vLLM), HTTP (`serve_apps`). Called by `engine.value_network.generation`,
+`engine.value_network.endpoint`, `engine.value_network.responses` and `engine.value_network.reference`.
 """
 
 from pathlib import Path
@@ -36,7 +36,7 @@ def vllm_settings(base: str, value: str) -> tuple[Path, dict[str, Any]]:
     }
     settings: dict[str, Any] = {
         "hf_overrides": overrides,
-        "logits_processors": ["engine.value_network.betas:BetaProcessor"],
+        "logits_processors": [PROCESSOR],
     }
     if card.connection != "linear_probe":
         settings["beside"] = [added]
