@@ -49,9 +49,10 @@ def run(recipe: ServeRecipe, call: Invocation) -> Outcome:
     for name, value in SERVE_ENVIRONMENT.items():
         os.environ.setdefault(name, value)
     port = recipe.port or _free_port(recipe.host)
-    _require_free(recipe.host, port)
     clock = Stopwatch()
     with session(call.address) as ray_session:
+        if ray_session.private:  # on a cluster, Serve may be there already, and its proxy listen where it should
+            _require_free(recipe.host, port)
         preflight(recipe.demands(), capacity(ray_session))
         with clock.phase("start"):
             _start(recipe, port)
