@@ -78,8 +78,9 @@ class Probe(torch.nn.Module):
         self.down = torch.nn.Linear(width, vocabulary, bias=False)
 
     def forward(self, base_LV: torch.Tensor) -> torch.Tensor:
-        """(..., V) to (..., V)."""
-        base_LV = base_LV.to(self.up.weight.dtype)
+        """Logits of a base, which may pad its vocabulary otherwise, (..., any number), to (..., V)."""
+        base_LV = fit(base_LV.to(self.up.weight.dtype), self.vocabulary)
+        base_LV = base_LV.masked_fill(base_LV == float("-inf"), 0.0)  # columns that it does not have say nothing
         added: torch.Tensor = self.down(torch.nn.functional.silu(self.gate(base_LV)) * self.up(base_LV))
         return added
 

@@ -103,6 +103,14 @@ def test_a_probe_comes_back_as_it_was(tmp_path):
     assert load_probe(tmp_path)(logits).equal(probe(logits))
 
 
+def test_a_probe_reads_a_base_that_pads_its_vocabulary_otherwise():
+    probe, logits = Probe(50, 4), torch.randn(3, 60)
+    assert probe(logits).equal(probe(logits[:, :50]))
+    narrow = probe(fit(logits[:, :40], 50))
+    assert narrow.isfinite().all()
+    assert narrow.equal(probe(torch.nn.functional.pad(logits[:, :40], (0, 10))))
+
+
 def test_vocabularies_padded_differently():
     logits = torch.ones(2, 5)
     assert fit(logits, 3).shape == (2, 3)
