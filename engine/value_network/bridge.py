@@ -135,13 +135,15 @@ def make_bridge(
     """A bridge for logits of so many columns (B, V), which may be more than the tokenizers have tokens."""
     index = np.zeros(columns[0], np.int64)
     weight = np.zeros(columns[0], np.float32)
-    known = {spelt: at for at, spelt in sorted(spellings(value).items(), reverse=True)}
-    ours = spellings(base)
-    for at, spelt in ours.items():
-        if spelt in known:
+    # Tokenizers may know tokens that no logit stands for, such as those of pictures.
+    known = {spelt: at for at, spelt in sorted(spellings(value).items(), reverse=True) if at < columns[1]}
+    for at, spelt in spellings(base).items():
+        if spelt in known and at < columns[0]:
             index[at], weight[at] = known[spelt], 1.0
     exact = int((weight > 0).sum())
-    aligned = weighed(counted(base, value, texts), columns)
+    counts = counted(base, value, texts)
+    counts = Counter({pair: count for pair, count in counts.items() if pair[0] < columns[0] and pair[1] < columns[1]})
+    aligned = weighed(counts, columns)
     for at, (other, share) in aligned.items():
         if not weight[at]:
             index[at], weight[at] = other, share

@@ -50,6 +50,12 @@ def test_a_vocabulary_is_itself(ours):
         assert bridge(logits)[:, : len(ours)].equal(logits[:, : len(ours)])
 
 
+def test_tokens_that_no_logit_stands_for_are_left_out(ours):
+    bridge = make_bridge(ours, ours, TEXTS, (300, 200))
+    assert len(bridge.index) == 300
+    assert bridge.index.max() < 200
+
+
 def test_bytes_and_pieces_spell_alike(ours, pieces):
     assert spellings(ours)[ours("the cat")["input_ids"][1]] == b" cat"
     assert spellings(pieces)[pieces.get_vocab()["▁cat"]] == b" cat"
