@@ -9,6 +9,7 @@ Shapes: R requests, V vocabulary.
 from typing import Any
 
 from vllm.v1.sample.logits_processor import LogitsProcessor, MoveDirectionality
+from vllm.v1.worker.gpu.sample.logits_processor import LogitsProcessor as NewerLogitsProcessor
 
 from engine.value_network.card import BETA, checked_beta
 
@@ -48,10 +49,11 @@ BETAS = Betas()
 """Those of this process's engine."""
 
 
-class BetaProcessor(LogitsProcessor):  # type: ignore[misc]
-    """Changes no logits: it only hears of requests."""
+class BetaProcessor(LogitsProcessor, NewerLogitsProcessor):  # type: ignore[misc]
+    """Changes no logits: it only hears of requests. Both runners take it, each by an interface of its own; the newer
+    one has it check betas and no more."""
 
-    def __init__(self, vllm_config: Any, device: Any, is_pin_memory: bool) -> None:
+    def __init__(self, vllm_config: Any, *_: Any) -> None:
         self._betas = BETAS
 
     @classmethod
@@ -59,9 +61,13 @@ class BetaProcessor(LogitsProcessor):  # type: ignore[misc]
         """Refuse a wrong beta before the request goes anywhere."""
         beta_of(sampling_params)
 
-    def apply(self, logits: Any) -> Any:
+    def apply(self, logits: Any, *_: Any) -> Any:
         """Logits as they are."""
         return logits
+
+    def add_request(self, req_idx: int, sampling_params: Any) -> bool:
+        """Of the newer runner: whether logits are changed."""
+        return False
 
     def is_argmax_invariant(self) -> bool:
         """It is."""

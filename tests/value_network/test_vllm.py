@@ -2,6 +2,7 @@
 
 import sys
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import ray
@@ -13,7 +14,7 @@ from engine.models import Sampling
 from engine.value_network.card import Card
 from engine.value_network.generation import MixtureGenerator, ValueGenerator
 from engine.value_network.reference import Mixture
-from engine.value_network.serving import vllm_settings
+from engine.value_network.serving import PROCESSOR, vllm_settings
 
 pytestmark = [pytest.mark.vllm, pytest.mark.timeout(600)]
 TOKENS = 12
@@ -118,6 +119,24 @@ def test_pairs_that_do_not_fit_are_refused(pair, tmp_path):
     Card(connection="residual", vocabulary="another").write(cascade)
     with pytest.raises(SourceError, match="different tokenizers"):
         vllm_settings(base, str(cascade))
+
+
+def test_both_runners_take_what_hears_of_betas():
+    from vllm.exceptions import VLLMValidationError
+    from vllm.v1.sample.logits_processor import LogitsProcessor, validate_logits_processors_parameters
+    from vllm.v1.worker.gpu.sample.logits_processor import build_custom_logits_processors_params_validator
+
+    from engine.value_network.betas import BetaProcessor
+
+    assert issubclass(BetaProcessor, LogitsProcessor)
+    wrong = SimpleNamespace(extra_args={"value_beta": -1})
+    for check in (
+        lambda params: validate_logits_processors_parameters([PROCESSOR], params),
+        build_custom_logits_processors_params_validator([PROCESSOR]),
+    ):
+        check(SimpleNamespace(extra_args=None))
+        with pytest.raises(VLLMValidationError, match="value_beta must be a number"):
+            check(wrong)
 
 
 class _Plain:
