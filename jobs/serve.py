@@ -39,8 +39,7 @@ def run(recipe: ServeRecipe, call: Invocation) -> Outcome:
             f"Without a key nobody may listen on {recipe.host}: every caller could use the models.",
             f"Set {API_KEY} in the environment, or host=127.0.0.1.",
         )
-    for model in recipe.models:
-        model.vllm()
+    recipe = recipe.fitted()
     outcome = Outcome("serve", Run("serve", recipe).path, _facts(recipe), published=False)
     if call.dry_run:
         if not call.address:
@@ -100,14 +99,16 @@ def _require_free(host: str, port: int) -> None:
 
 def _start(recipe: ServeRecipe, port: int) -> None:
     """Engines first, then what receives requests."""
-    from engine.cluster import deploy, start_serve
+    from engine.cluster import all_or_none, deploy, require_route, start_serve
 
     # By their names, as Serve's own configuration has them: the outer rooms do not import each other.
     app = import_module("serve_apps.openai_app")
     start_serve(recipe.host, port, timeout=recipe.request_seconds + 5)
-    engines = {name: app.engine(each, at, recipe) for at, (name, each) in enumerate(_engines(recipe).items())}
-    handles = deploy(engines, recipe.start_seconds)
-    deploy({recipe.name: app.ingress(recipe, handles)}, recipe.start_seconds, route="/")
+    require_route("/", recipe.name)
+    with all_or_none([recipe.name, *_engines(recipe)]):
+        engines = {name: app.engine(each, at, recipe) for at, (name, each) in enumerate(_engines(recipe).items())}
+        handles = deploy(engines, recipe.start_seconds)
+        deploy({recipe.name: app.ingress(recipe, handles)}, recipe.start_seconds, route="/")
 
 
 def _engines(recipe: ServeRecipe) -> dict[str, ServedModel]:

@@ -31,9 +31,11 @@ class PlainRefusals:
         self._app = app
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Pass everything on but the proxy's own refusals."""
-        if scope["type"] != "http" or scope["path"].startswith("/-/"):
+        """Pass everything on but the proxy's own refusals and its list of applications."""
+        if scope["type"] != "http" or scope["path"] == "/-/healthz":
             return await self._app(scope, receive, send)
+        if scope["path"].startswith("/-/"):  # the proxy's own: it would name the applications to anyone
+            return await refuse(send, 404, "There is nothing here.")
         begun = refused = False
 
         async def passed(message: Message) -> None:

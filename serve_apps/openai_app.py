@@ -191,10 +191,14 @@ class Ingress:
 
 async def _events(events: Any, name: str, seconds: float) -> AsyncIterator[str]:
     """An answer's events; one that breaks off ends with an error and without [DONE]."""
+    end = asyncio.get_running_loop().time() + seconds
     try:
-        async with asyncio.timeout(seconds):
-            async for event in events:
-                yield event
+        while True:
+            async with asyncio.timeout_at(end):  # around the engine's work only, not the caller's reading
+                event = await anext(events)
+            yield event
+    except StopAsyncIteration:
+        return
     except TimeoutError:
         yield _failure(504, "The answer took too long and was ended.")
     except (RayError, RayServeException):
@@ -324,9 +328,8 @@ def build(args: BuildArgs) -> Application:
     """The application, for `serve run` and `serve deploy`. Raises `click.ClickException`, which they show as a
     sentence, for a recipe that cannot be served."""
     try:
-        recipe = load_recipe(ServeRecipe, args.recipe, args.overrides)
-        for model in recipe.models:
-            model.vllm()  # what does not fit is refused here, before anything starts
+        # What does not fit is refused here, before anything starts.
+        recipe = load_recipe(ServeRecipe, args.recipe, args.overrides).fitted()
         return ingress(recipe, [engine(model, at, recipe) for at, model in enumerate(recipe.models)])
     except HeadraceError as error:
         raise click.ClickException(str(error)) from error

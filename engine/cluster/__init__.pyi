@@ -4,8 +4,10 @@ from .access import find_token as find_token
 from .access import is_loopback as is_loopback
 from .access import probe as probe
 from .access import use_token as use_token
+from .applications import all_or_none as all_or_none
 from .applications import delete as delete
 from .applications import deploy as deploy
+from .applications import require_route as require_route
 from .applications import start_serve as start_serve
 from .applications import stay as stay
 from .blueprint import autoscaling_config as autoscaling_config
@@ -17,12 +19,14 @@ __all__ = [
     "API_KEY",
     "Session",
     "Token",
+    "all_or_none",
     "autoscaling_config",
     "delete",
     "deploy",
     "find_token",
     "is_loopback",
     "probe",
+    "require_route",
     "session",
     "start_serve",
     "stay",

@@ -6,12 +6,15 @@ Every wait has a deadline and names what it waited for. Left out: what the appli
 
 import logging
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 from engine.errors import ClusterError, DeadlineExceeded
 
 _FAILED = ("DEPLOY_FAILED", "UNHEALTHY")
+_UNDOING = 20.0
+"""Seconds that applications which did not come up may take to go."""
 _GLANCE = 2.0
 """Seconds between two looks at whether Serve is still there."""
 
@@ -57,6 +60,31 @@ def deploy(applications: Mapping[str, Any], seconds: float, *, route: str | None
             waited = f"{', '.join(starting)} did not start within {seconds:g} seconds."
             raise DeadlineExceeded(waited, "Give it longer: start_seconds=...")
         time.sleep(0.5)
+
+
+def require_route(route: str, name: str) -> None:
+    """Raise `ClusterError` where another application than `name` answers at `route`."""
+    from ray import serve
+
+    applications = serve.context._get_global_client().get_serve_details()["applications"]
+    for other, found in applications.items():
+        if other != name and found["route_prefix"] == route:
+            raise ClusterError(
+                f"{other} answers at {route} on this cluster already.", f"End it first: serve delete {other}."
+            )
+
+
+@contextmanager
+def all_or_none(names: Iterable[str]) -> Iterator[None]:
+    """Take away again what was deployed under these names inside, if it ends in an exception; what ran before stays."""
+    from ray import serve
+
+    before = serve.status().applications.keys()
+    try:
+        yield
+    except BaseException:
+        delete([name for name in names if name not in before], _UNDOING)
+        raise
 
 
 def stay() -> None:

@@ -21,7 +21,8 @@ from engine.resources import Demand
 from engine.value_network.card import MOST_BETA, checked_beta
 
 _Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._/-]*$", max_length=100)]
-_OURS = frozenset({"model", "served_model_name", "trust_remote_code", "hf_overrides", "logits_processors", "task"})
+_OURS = frozenset({"model", "served_model_name", "trust_remote_code", "hf_overrides", "logits_processors", "task",
+                   "max_model_len", "max_num_seqs"})  # fmt: skip
 
 
 class Offered(NamedTuple):
@@ -139,6 +140,12 @@ class ServeRecipe(Recipe):
             if names.count(name) > 1:
                 raise ValueError(f"the name {name} is given to two models")
         return self
+
+    def fitted(self) -> "ServeRecipe":
+        """The same with windows that the models bear. Raises `SourceError` for models that are not there or do not
+        fit."""
+        models = [each.model_copy(update={"longest": each.vllm()["max_model_len"]}) for each in self.models]
+        return self.model_copy(update={"models": models})
 
     def demands(self) -> list[Demand]:
         """What it holds while it runs."""

@@ -29,6 +29,8 @@ class GenerateRecipe(DataRecipe):
     """The model, or the base of the value network: a directory, a hub name or pkg:NAME."""
     value: str | None = Field(None, min_length=1, json_schema_extra={"knob": True})
     """A value network whose logits are added to those of the model: what `headrace value-network` published."""
+    bridge: str | None = Field(None, min_length=1, json_schema_extra={"knob": True})
+    """For a value network of another tokenizer: what `headrace bridge` wrote for the two. Runs in transformers."""
     beta: float = Field(1.0, ge=0, le=MOST_BETA, allow_inf_nan=False)
     """How much of the value network's logits is added; 0 is the model alone."""
     rows: Literal["prompts", "demonstrations"] = "prompts"
@@ -42,7 +44,7 @@ class GenerateRecipe(DataRecipe):
     sampling: DrawingOptions = Field(default_factory=DrawingOptions)
     """How they are drawn."""
     engine: Literal["auto", "vllm", "transformers"] = "auto"
-    """What generates: auto takes vLLM, and transformers for a cascade, which nothing else can run."""
+    """What generates: auto takes vLLM, and transformers for a cascade or a bridge, which nothing else can run."""
     longest: int = Field(4096, ge=2)
     """Most tokens of a prompt and its response together; the model's own window if that is smaller."""
     at_once: int = knob(32, ge=1)
@@ -56,6 +58,10 @@ class GenerateRecipe(DataRecipe):
 
     @model_validator(mode="after")
     def _goes_together(self) -> "GenerateRecipe":
+        if self.bridge and self.value is None:
+            raise ValueError("a bridge leads from a value network to the model; give value, which one")
+        if self.bridge and self.engine == "vllm":
+            raise ValueError("a bridge runs in transformers only; set engine: transformers, or leave it out")
         if self.beta != 1 and self.value is None:
             raise ValueError("beta says how much of a value network is added; give value, which one")
         if self.sampling.temperature == 0 and self.samples > 1:

@@ -65,8 +65,9 @@ class MixtureGenerator(TransformersGenerator):
         longest: int = LONGEST,
         dtype: str = "float32",
         device: str = "cpu",
+        bridge: str | None = None,
     ) -> None:
-        self._mixture, self._beta = Mixture(base, value, dtype, device), beta
+        self._mixture, self._beta = Mixture(base, value, dtype, device, bridge), beta
         config = getattr(self._mixture.value, "config", None)  # a linear probe has no window
         longest = min(longest, window(config)) if config else longest
         super().__init__(base, at_once=at_once, longest=longest, model=self._mixture.base)

@@ -79,6 +79,8 @@ class ValueRecipe(FineTuningRecipe):
             )
         if self.connection == "linear_probe" and self.lora:
             raise ValueError("a linear_probe has no layers that lora could stand beside")
+        if self.connection == "linear_probe" and self.layers:
+            raise ValueError("a linear_probe has no layers of model; leave layers out")
         if self.cache.keep == "top_k" and self.connection != "residual":
             raise ValueError(
                 f"connection {self.connection} reads all of the base's logits, of which cache.keep: top_k leaves most"

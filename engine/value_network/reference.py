@@ -40,7 +40,7 @@ class Mixture:
     ) -> None:
         folder = resolve(value)
         self.card: Card = read_card(folder) if bridge else checked_card(base, value)
-        self._bridge: tuple[Bridge, Retelling] | None = self._bridged(base, value, Path(bridge)) if bridge else None
+        self._bridge = checked_bridge(base, value, Path(bridge)) if bridge else None
         self.base: Any = load_causal_lm(base, dtype).to(device)
         if self.card.connection == "linear_probe":
             self.value: Any = load_probe(folder).to(device, getattr(torch, dtype))
@@ -83,18 +83,6 @@ class Mixture:
         logp_TV = self.logits(ids_T[None, :-1], None, beta)[0, len(prompt) - 1 :].float().log_softmax(-1)
         return float(logp_TV.gather(1, ids_T[len(prompt) :, None]).double().sum())
 
-    def _bridged(self, base: str, value: str, folder: Path) -> tuple[Bridge, Retelling]:
-        bridge, ours, theirs = load_bridge(folder), load_tokenizer(base), load_tokenizer(value)
-        if self.card.connection != "residual":
-            raise SourceError(
-                f"{value} is connected as {self.card.connection}, which reads the logits of a base of its own tokens.",
-                "Train one with connection residual.",
-            )
-        if self.card.vocabulary != vocabulary_fingerprint(theirs):
-            raise SourceError(f"The tokenizer of {value} is not the one it was trained with.", "Publish it again.")
-        bridge.check(vocabulary_fingerprint(ours), self.card.vocabulary)
-        return bridge, Retelling(ours, theirs)
-
     def _heard(self, ids_BT: torch.Tensor, mask_BS: torch.Tensor | None) -> torch.Tensor:
         """Logits of the value network by way of the bridge, (B, T, V); zeros where a row is padded."""
         assert self._bridge
@@ -119,6 +107,21 @@ class Mixture:
         soft_BTW = soft_BTW * getattr(embedding, "embed_scale", 1.0)
         plus = self.card.connection == "cascade_plus"
         return {"inputs_embeds": soft_BTW + embedding(ids_BT) if plus else soft_BTW}
+
+
+def checked_bridge(base: str, value: str, folder: Path) -> tuple[Bridge, Retelling]:
+    """The bridge in a directory, and how texts are told over it. Raises `SourceError` where it is not for these two."""
+    bridge, card = load_bridge(folder), read_card(resolve(value))
+    ours, theirs = load_tokenizer(base), load_tokenizer(value)
+    if card.connection != "residual":
+        raise SourceError(
+            f"{value} is connected as {card.connection}, which reads the logits of a base of its own tokens.",
+            "Train one with connection residual.",
+        )
+    if card.vocabulary != vocabulary_fingerprint(theirs):
+        raise SourceError(f"The tokenizer of {value} is not the one it was trained with.", "Publish it again.")
+    bridge.check(vocabulary_fingerprint(ours), card.vocabulary)
+    return bridge, Retelling(ours, theirs)
 
 
 def _places(mask_BS: torch.Tensor, tokens: int) -> dict[str, torch.Tensor]:

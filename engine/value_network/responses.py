@@ -11,6 +11,7 @@ Left out: reading and writing (`engine.corpus`), and the models (`engine.value_n
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal
 
 import pyarrow as pa
@@ -33,6 +34,7 @@ from engine.models import (
 from engine.models.generation import PROCESS_BYTES, cache_bytes, window
 from engine.models.inventory import describe_model
 from engine.resources import usable_cpus
+from engine.value_network.card import Card, read_card
 from engine.value_network.generate_recipe import GenerateRecipe
 from engine.value_network.serving import SERVED, check_served, checked_card
 
@@ -80,7 +82,7 @@ class Prepared:
     def stages(self) -> Callable[[int], list[Stage]]:
         """The one stage of the stream, for a number of cores."""
         recipe = self.recipe
-        models = {name: portable(each) for name in ("model", "value") if (each := getattr(recipe, name))}
+        models = {name: portable(each) for name in ("model", "value", "bridge") if (each := getattr(recipe, name))}
         arguments = {"recipe": recipe.model_copy(update=models), "engine": self.engine}
 
         def stages(cores: int) -> list[Stage]:
@@ -99,11 +101,14 @@ def prepare_responses(recipe: GenerateRecipe) -> Prepared:
     folder = resolve(recipe.model)
     uses, held, engine = {"model": fingerprint(folder)}, [folder], recipe.engine
     if recipe.value:
-        card, added = checked_card(recipe.model, recipe.value), resolve(recipe.value)
+        added = resolve(recipe.value)
+        card = _card(recipe)
         uses["value"] = fingerprint(added)
+        if recipe.bridge:
+            uses["bridge"] = fingerprint(Path(recipe.bridge))
         held.append(added)
         if engine == "auto":
-            engine = "vllm" if card.connection in SERVED else "transformers"
+            engine = "vllm" if card.connection in SERVED and not recipe.bridge else "transformers"
         if engine == "vllm":
             check_served(recipe.value, card, "Set engine=transformers.")
     elif engine == "auto":
@@ -122,6 +127,17 @@ def prepare_responses(recipe: GenerateRecipe) -> Prepared:
     longest = min(recipe.longest, *map(window, configs))
     memory = PROCESS_BYTES + weights + sum(cache_bytes(each, recipe.at_once, longest) for each in configs)
     return Prepared(recipe, engine, longest, uses, memory)
+
+
+def _card(recipe: GenerateRecipe) -> Card:
+    """The value network's, once it is sure that it belongs to the model."""
+    assert recipe.value
+    if recipe.bridge is None:
+        return checked_card(recipe.model, recipe.value)
+    from engine.value_network.reference import checked_bridge
+
+    checked_bridge(recipe.model, recipe.value, Path(recipe.bridge))
+    return read_card(resolve(recipe.value))
 
 
 class Responding:
@@ -212,8 +228,9 @@ def make_generator(recipe: GenerateRecipe, engine: Engine) -> VllmGenerator | Tr
     if recipe.value:
         from engine.value_network.generation import MixtureGenerator, ValueGenerator
 
-        kind = ValueGenerator if engine == "vllm" else MixtureGenerator
-        return kind(recipe.model, recipe.value, recipe.beta, **size)
+        if engine == "vllm":
+            return ValueGenerator(recipe.model, recipe.value, recipe.beta, **size)
+        return MixtureGenerator(recipe.model, recipe.value, recipe.beta, bridge=recipe.bridge, **size)
     return VllmGenerator(recipe.model, **size) if engine == "vllm" else TransformersGenerator(recipe.model, **size)
 
 

@@ -146,3 +146,18 @@ def test_what_the_proxy_says_in_plain_text_is_said_in_json():
     answer = asyncio.run(send())
     assert (answer.status_code, answer.headers["Retry-After"]) == (503, "5")
     assert answer.json()["error"]["type"] == "ServiceUnavailableError"
+
+
+def test_the_proxy_names_its_applications_to_nobody():
+    app = FastAPI()
+
+    @app.get("/-/{what}")
+    async def told(what: str):
+        return {"/": "app"}
+
+    async def send(path):
+        async with httpx.AsyncClient(transport=httpx.ASGITransport(PlainRefusals(app)), base_url="http://x") as caller:
+            return (await caller.get(path)).status_code
+
+    assert asyncio.run(send("/-/routes")) == 404
+    assert asyncio.run(send("/-/healthz")) == 200

@@ -11,7 +11,7 @@ import psutil
 import pytest
 from ray import serve
 
-from engine.cluster import delete, deploy, session, start_serve
+from engine.cluster import all_or_none, delete, deploy, require_route, session, start_serve
 from engine.errors import ClusterError
 from engine.value_network.endpoint import ServeRecipe, beta_for
 from jobs.serve import SERVE_ENVIRONMENT
@@ -67,6 +67,19 @@ def _said(answer: httpx.Response) -> str:
     assert error["code"] == answer.status_code
     assert set(error) == {"message", "type", "param", "code"}
     return error["message"]
+
+
+def test_what_does_not_come_up_is_taken_away_and_what_ran_stays(url):
+    with pytest.raises(ClusterError, match="app answers at / on this cluster already"):
+        require_route("/", "another")
+    require_route("/", "app")
+    model = _recipe().models[0]
+    tried = {"good": model, "broken": model.model_copy(update={"engine": {"pause": "none"}})}
+    started = {name: engine(each, 0, _recipe(), ScriptedReplica) for name, each in tried.items()}
+    with pytest.raises(ClusterError, match="does not start"), all_or_none(["app", *started]):
+        deploy(started, 60)
+    assert not serve.status().applications.keys() & {"good", "broken"}
+    assert _post(url, "a").status_code == 200
 
 
 def test_names_carry_their_beta(url):

@@ -129,6 +129,9 @@ def test_a_dry_run_tells_what_follows_and_does_nothing(mill):
     [
         ({"beta": -1, "value": "V"}, RecipeError, "'beta': input should be greater than or equal to 0"),
         ({"beta": float("nan"), "value": "V"}, RecipeError, "'beta': input should be"),
+        ({"bridge": "x"}, RecipeError, "a bridge leads from a value network"),
+        ({"bridge": "x", "value": "V", "engine": "vllm"}, RecipeError, "a bridge runs in transformers only"),
+        ({"bridge": "x", "value": "V"}, SourceError, "holds no bridge between vocabularies"),
         ({"beta": 0.5}, RecipeError, "give value, which one"),
         ({"samples": 2}, RecipeError, "several samples at temperature 0"),
         ({"sampling": {"stop": [""]}}, RecipeError, "an empty text in sampling.stop"),

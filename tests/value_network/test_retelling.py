@@ -5,14 +5,18 @@ import sys
 
 import pytest
 import torch
+from mixes import greedy
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
+from engine.config import build_recipe
 from engine.errors import SourceError
-from engine.models import load_causal_lm, load_tokenizer, save_model
+from engine.models import Sampling, load_causal_lm, load_tokenizer, save_model
 from engine.value_network.bridge import load_bridge, make_bridge
 from engine.value_network.card import Card, vocabulary_fingerprint
+from engine.value_network.generate_recipe import GenerateRecipe
 from engine.value_network.reference import Mixture
+from engine.value_network.responses import make_generator, prepare_responses
 from engine.value_network.retelling import Retelling
 from jobs.cli import main
 
@@ -118,6 +122,21 @@ def test_rows_that_are_padded_and_a_beta_for_each(mixture, ours):
     with torch.inference_mode():
         assert first.equal(mixture.base(ids[:, :5], **given).logits), "bit for bit"
     assert parts[0][0].equal(first[0])
+
+
+def test_responses_are_written_over_it(small, value, bridge, ours):
+    """Of `headrace generate`: what is asked for, and the tokens of the sum, whatever the others in a batch are."""
+    keys = {"name": "x", "source": {"paths": ["x"]}, "model": str(small), "value": str(value), "chat": False}
+    recipe = build_recipe(GenerateRecipe, {**keys, "bridge": str(bridge), "beta": 2.0}, where="here")
+    prepared = prepare_responses(recipe)
+    assert prepared.engine == "transformers"
+    assert set(prepared.uses) == {"model", "value", "bridge"}
+    prompts = [ours(text)["input_ids"][:9] for text in TEXTS]
+    written = make_generator(recipe, "transformers").generate(prompts, Sampling(max_tokens=6), [0, 1])
+    mixture = Mixture(str(small), str(value), bridge=bridge)
+    wanted = [greedy(mixture, ids, 2.0, 6) for ids in prompts]
+    assert [each.text for each in written] == [ours.decode(ids, skip_special_tokens=True) for ids in wanted]
+    assert wanted != [greedy(mixture, ids, 0.0, 6) for ids in prompts]
 
 
 def test_what_a_response_is_worth(mixture, ours, theirs, bridge):
