@@ -52,6 +52,10 @@ _MANY = 10_000
 """Requests that an ingress holds at once: what is bounded is the queue of each engine."""
 
 
+_GLANCE = 2.0
+"""Seconds for which what was found of the engines' health holds."""
+
+
 class BuildArgs(Section):
     """What `serve run` takes as `key=value`, and a configuration file under `args`."""
 
@@ -98,6 +102,7 @@ class Ingress:
             for offered in model.offered()
         }
         self._created = int(time.time())
+        self._looked, self._up = -math.inf, True
         self._requests = Counter(
             "headrace_requests", description="Requests, by model and status.", tag_keys=("model", "status")
         )
@@ -105,7 +110,7 @@ class Ingress:
     async def __serve_build_asgi_app__(self) -> FastAPI:
         """The routes and what stands before them; made here because keys and limits are known in the replica only."""
         app = FastAPI(title="Headrace", openapi_url=None, docs_url=None, redoc_url=None)
-        app.add_api_route("/health", _health, methods=["GET"])
+        app.add_api_route("/health", self._health, methods=["GET"])
         app.add_api_route("/v1/models", self._list, methods=["GET"])
         app.add_api_route("/v1/models/{name:path}", self._show, methods=["GET"])
         app.add_api_route("/v1/chat/completions", self._chat, methods=["POST"])
@@ -118,6 +123,16 @@ class Ingress:
         limit = self._recipe.max_body_bytes
         app.add_middleware(Gate, keys=self._keys, max_body_bytes=limit, open_paths=("/health",))
         return app
+
+    async def _health(self) -> Response:
+        """Whether an engine is there to answer; looked up every few seconds, however often it is asked."""
+        now = time.monotonic()
+        if now - self._looked > _GLANCE:
+            self._looked = now
+            self._up = await asyncio.to_thread(_any_runs, [route.handle for route in self._routes.values()])
+        if not self._up:
+            raise HTTPException(503, "No engine runs at the moment.", {"Retry-After": "5"})
+        return JSONResponse({"status": "ok"})
 
     async def _list(self) -> dict[str, Any]:
         return {"object": "list", "data": [each.card(self._created) for each in self._routes.values()]}
@@ -253,8 +268,15 @@ def _texts(body: dict[str, Any]) -> int:
         return prompts
 
 
-async def _health() -> dict[str, str]:
-    return {"status": "ok"}
+def _any_runs(handles: list[DeploymentHandle]) -> bool:
+    """Whether Serve has a replica that runs for any of these deployments."""
+    applications = serve.status().applications
+    deployments = [
+        applications[each.app_name].deployments.get(each.deployment_name)
+        for each in handles
+        if each.app_name in applications
+    ]
+    return any(each is not None and each.replica_states.get("RUNNING") for each in deployments)
 
 
 async def _playground() -> Response:

@@ -155,6 +155,13 @@ def test_a_redeployment_drops_nothing(url):
     assert len(answers) > 12
     assert set(answers) == {(200, True)}
     assert _post(url, "x" * 6_000).status_code == 413, "the new recipe holds"
+    assert httpx.get(f"{url}/health").json() == {"status": "ok"}
+    delete(["engine-0", "engine-1"], 20)
+    deadline = time.monotonic() + 20
+    while (health := httpx.get(f"{url}/health")).status_code == 200:
+        assert time.monotonic() < deadline, "engines are looked for every two seconds"
+        time.sleep(0.5)
+    assert (health.status_code, _said(health)) == (503, "No engine runs at the moment.")
     delete(["app"], 20)
     gone = _post(url, "a")
     assert (gone.status_code, gone.headers["retry-after"]) == (503, "5")
