@@ -123,8 +123,14 @@ class _Server:
         return {kind: sum(sum(each.cpu_times()[:2]) for each in some) for kind, some in self.family().items()}
 
     def memory(self):
-        """Bytes that its processes have to themselves."""
-        return {each.pid: each.memory_full_info().uss for some in self.family().values() for each in some}
+        """Bytes that its processes have to themselves, by number and name."""
+        each_one = [each for some in self.family().values() for each in some]
+        return {(each.pid, _named(each)): each.memory_full_info().uss for each in each_one}
+
+
+def _named(process):
+    words = process.cmdline()
+    return words[0] if words[0].startswith(("ray::", "VLLM::")) else Path(words[0]).name
 
 
 def _free_port():
@@ -229,6 +235,8 @@ async def _open(server, rate):
     after = server.memory()
     accepted = [each for each in found if each["status"] == 200]
     refused = sorted(each["answered"] for each in found if each["status"] == 429)
+    grown = {each: after[each] - before[each] for each in after if each in before}
+    most = sorted(grown.items(), key=lambda each: -each[1])[:6]
     running = [line for line in metrics.splitlines() if line.startswith("ray_headrace_running_requests{")]
     return {
         "rate": rate,
@@ -240,6 +248,7 @@ async def _open(server, rate):
         "refusal_median_seconds": round(statistics.median(refused), 3),
         "refusal_p99_seconds": round(refused[int(0.99 * (len(refused) - 1))], 3),
         "tokens_per_second": sum(each["tokens"] for each in accepted) / (ended - started),
-        "memory_growth_mb": round(sum(after[pid] - before[pid] for pid in after if pid in before) / 1e6, 1),
+        "memory_growth_mb": round(sum(grown.values()) / 1e6, 1),
+        "memory_growth_mb_of": {name: round(each / 1e6, 1) for (_, name), each in most},
         "left": sum(float(line.rpartition(" ")[2]) for line in running),
     }
