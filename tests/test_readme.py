@@ -40,6 +40,7 @@ WALKED = ("rlhf", "value-network", "evaluate")
 themselves they are only planned."""
 
 
+@pytest.mark.timeout(1800)  # the pipeline walks the whole road, and other tests run beside it
 @pytest.mark.parametrize("command", [each for each in COMMANDS if each.startswith("headrace")])
 def test_commands_run(command, home, head):
     words = shlex.split(command.replace("http://127.0.0.1:8265", head.url))
@@ -55,7 +56,8 @@ def test_commands_run(command, home, head):
     }
     if words[1] == "serve":
         return _serves([program, *words[1:]], home, environment)
-    done = subprocess.run([program, *words[1:]], cwd=home, env=environment, capture_output=True, text=True, timeout=300)
+    words[0] = program
+    done = subprocess.run(words, cwd=home, env=environment, capture_output=True, text=True, timeout=1500)
     assert done.returncode == 0, done.stdout + done.stderr
 
 
