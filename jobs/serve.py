@@ -40,6 +40,8 @@ def run(recipe: ServeRecipe, call: Invocation) -> Outcome:
             f"Set {API_KEY} in the environment, or host=127.0.0.1.",
         )
     recipe = recipe.fitted()
+    if (call.address or os.environ.get("RAY_ADDRESS") or "local") == "local":
+        _require_free(recipe.host, recipe.port)  # on a cluster Serve may be there already, and listen where it should
     outcome = Outcome("serve", Run("serve", recipe).path, _facts(recipe), published=False)
     if call.dry_run:
         if not call.address:
@@ -50,8 +52,6 @@ def run(recipe: ServeRecipe, call: Invocation) -> Outcome:
     port = recipe.port or _free_port(recipe.host)
     clock = Stopwatch()
     with session(call.address) as ray_session:
-        if ray_session.private:  # on a cluster, Serve may be there already, and its proxy listen where it should
-            _require_free(recipe.host, port)
         preflight(recipe.demands(), capacity(ray_session))
         with clock.phase("start"):
             _start(recipe, port)

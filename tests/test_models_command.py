@@ -137,7 +137,7 @@ def test_a_healing_that_failed_goes_on_from_the_pruned_model(call, healing, tmp_
         (["convert", "whole", "x", "--dtype", "int8"], "--dtype"),
         (["convert", "whole", "hf://x/y"], "can be read but not written"),
         (["convert", "none.gguf", "x"], "There is no file none.gguf."),
-        (["prune", "whole", "x", "--layers", "7"], "Of 6 layers 7 cannot be kept. Give --layers between 2 and 6."),
+        (["prune", "whole", "x", "--layers", "7"], "Of 6 layers 7 cannot be kept. Keep 2 to 6."),
         (["prune", "whole", "x"], "--layers"),
         (["prune", "whole", "x", "--layers", "3", "steps=1"], "changes the recipe of --heal"),
         (["prune", "whole", "x", "--layers", "3", "--heal", "none.yaml"], "There is no recipe none.yaml."),

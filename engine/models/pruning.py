@@ -27,7 +27,7 @@ def kept_layers(total: int, keep: int) -> list[int]:
     if not 2 <= keep <= total:
         raise RecipeError(
             f"Of {total} layers {keep} cannot be kept.",
-            f"Give --layers between 2 and {total}." if total >= 2 else "Such a model cannot be pruned.",
+            f"Keep 2 to {total}." if total >= 2 else "Such a model cannot be pruned.",
         )
     gaps = keep - 1
     return [(2 * at * (total - 1) + gaps) // (2 * gaps) for at in range(keep)]

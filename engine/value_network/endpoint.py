@@ -95,10 +95,10 @@ class ServedModel(Section):
         """What vLLM is started with. Raises `SourceError` for models that are not there or do not fit."""
         from pathlib import Path
 
-        from engine.models import resolve, vllm_keys
-        from engine.value_network.serving import vllm_settings
+        from engine.models import vllm_keys
+        from engine.value_network.serving import checked_base, vllm_settings
 
-        folder, settings = vllm_settings(self.base, self.value) if self.value else (resolve(self.base), {})
+        folder, settings = vllm_settings(self.base, self.value) if self.value else (checked_base(self.base), {})
         beside: list[Path] = settings.pop("beside", [])
         if self.gpus > 1:
             settings["tensor_parallel_size"] = self.gpus

@@ -68,6 +68,10 @@ class GenerateRecipe(DataRecipe):
             raise ValueError("several samples at temperature 0 are all the same; set sampling.temperature, say 0.8")
         if self.rows == "demonstrations" and self.filters != FilterConfig(where=self.filters.where):
             raise ValueError("of the filters only where can look at rows of messages")
+        if self.sampling.max_tokens >= self.longest:
+            raise ValueError(
+                f"sampling.max_tokens {self.sampling.max_tokens} leaves no room for a prompt in longest, {self.longest}"
+            )
         if "" in self.sampling.stop:
             raise ValueError("an empty text in sampling.stop ends every response before it begins")
         return self

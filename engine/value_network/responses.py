@@ -36,7 +36,7 @@ from engine.models.inventory import describe_model
 from engine.resources import usable_cpus
 from engine.value_network.card import Card, read_card
 from engine.value_network.generate_recipe import GenerateRecipe
-from engine.value_network.serving import SERVED, check_served, checked_card
+from engine.value_network.serving import SERVED, check_served, checked_base, checked_card
 
 SHARD_MB = 0.05
 """Megabytes of prompts in a shard, unless the recipe says otherwise: a few minutes' work for a core."""
@@ -98,7 +98,7 @@ def prepare_responses(recipe: GenerateRecipe) -> Prepared:
     """See that the models are there and belong together. Raises `SourceError` for whatever cannot be run."""
     from transformers import AutoConfig
 
-    folder = resolve(recipe.model)
+    folder = checked_base(recipe.model)
     uses, held, engine = {"model": fingerprint(folder)}, [folder], recipe.engine
     if recipe.value:
         added = resolve(recipe.value)

@@ -9,13 +9,15 @@ from typing import Any
 
 from engine.errors import SourceError
 from engine.models import load_tokenizer, resolve
-from engine.value_network.card import Card, read_card, vocabulary_fingerprint
+from engine.value_network.card import CARD, Card, read_card, vocabulary_fingerprint
 from engine.value_network.plugin import ARCHITECTURE
 
 PROCESSOR = "engine.value_network.betas:BetaProcessor"
 """What hears of requests' betas (`engine.value_network.betas`), by the name vLLM imports it by."""
 SERVED = ("residual", "linear_probe")
 """Connections that vLLM can run: the others need the base's logits before the value network begins."""
+_WRITERS = ("ForCausalLM", "LMHeadModel", "ForConditionalGeneration")
+"""How architectures are named that write text."""
 
 
 def vllm_settings(base: str, value: str) -> tuple[Path, dict[str, Any]]:
@@ -25,7 +27,7 @@ def vllm_settings(base: str, value: str) -> tuple[Path, dict[str, Any]]:
     """
     from transformers import AutoConfig
 
-    folder, added = resolve(base), resolve(value)
+    folder, added = checked_base(base), resolve(value)
     card = checked_card(base, value)
     check_served(value, card)
     config = AutoConfig.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
@@ -41,6 +43,24 @@ def vllm_settings(base: str, value: str) -> tuple[Path, dict[str, Any]]:
     if card.connection != "linear_probe":
         settings["beside"] = [added]
     return folder, settings
+
+
+def checked_base(reference: str) -> Path:
+    """The directory of a model that writes by itself. Raises `SourceError` for one that is not there, for a value
+    network and for what is no language model."""
+    from transformers import AutoConfig
+
+    folder = resolve(reference)
+    if (folder / CARD).exists():
+        raise SourceError(
+            f"{reference} is a value network, which says nothing by itself.",
+            "Give it as value, and as the model one that it was trained beside.",
+        )
+    config = AutoConfig.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
+    kinds = list(config.architectures or ())
+    if kinds and not any(each.endswith(_WRITERS) for each in kinds):
+        raise SourceError(f"{reference} is a {kinds[0]}, which writes no text.", "Take one such as pkg:smollm2-135m.")
+    return folder
 
 
 def checked_card(base: str, value: str) -> Card:

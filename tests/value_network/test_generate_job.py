@@ -129,6 +129,9 @@ def test_a_dry_run_tells_what_follows_and_does_nothing(mill):
     [
         ({"beta": -1, "value": "V"}, RecipeError, "'beta': input should be greater than or equal to 0"),
         ({"beta": float("nan"), "value": "V"}, RecipeError, "'beta': input should be"),
+        ({"model": "V"}, SourceError, "is a value network, which says nothing by itself"),
+        ({"model": "pkg:minilm"}, SourceError, "is a BertModel, which writes no text"),
+        ({"longest": 64, "sampling": {"max_tokens": 64}}, RecipeError, "max_tokens 64 leaves no room for a prompt"),
         ({"bridge": "x"}, RecipeError, "a bridge leads from a value network"),
         ({"bridge": "x", "value": "V", "engine": "vllm"}, RecipeError, "a bridge runs in transformers only"),
         ({"bridge": "x", "value": "V"}, SourceError, "holds no bridge between vocabularies"),
