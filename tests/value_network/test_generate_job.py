@@ -55,7 +55,7 @@ def mill(tmp_path_factory, make_llama, start):
     return SimpleNamespace(recipe=recipe, run=run, home=home, rows=rows, folder=folder, base=base, value=value)
 
 
-def test_a_mix_answers_every_prompt_once(cluster, mill):
+def test_a_mix_answers_every_prompt_once(cluster, mill, start):
     keys = {"value": str(mill.value), "beta": 0.4, "chat": False}
     outcome = mill.run("mix", **keys)
     rows, dataset = mill.rows("mix"), read_dataset(mill.home("mix") / "dataset")
@@ -79,7 +79,7 @@ def test_a_mix_answers_every_prompt_once(cluster, mill):
     with pytest.raises(Outdated, match="another recipe"):
         mill.run("mix", **{**keys, "beta": 0.5})
     with pytest.raises(Outdated, match="another input"):
-        mill.run("mix", **{**keys, "model": str(mill.value)})
+        mill.run("mix", **{**keys, "model": str(start)})
 
 
 def test_what_is_killed_goes_on_to_what_it_would_have_written(cluster, mill):

@@ -112,7 +112,9 @@ def test_a_linear_probe_is_served_too(cluster, pair, tmp_path):
 def test_pairs_that_do_not_fit_are_refused(pair, tmp_path):
     base, value = map(str, pair)
     with pytest.raises(SourceError, match="is no value network"):
-        vllm_settings(value, base)
+        vllm_settings(base, base)
+    with pytest.raises(SourceError, match="says nothing by itself"):
+        vllm_settings(value, value)
     cascade = publish(base, tmp_path / "cascade", "cascade")
     with pytest.raises(SourceError, match="waits for the base's logits"):
         vllm_settings(base, str(cascade))
