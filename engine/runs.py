@@ -14,6 +14,7 @@ from upath import UPath
 from engine.config import Recipe, write_yaml
 from engine.errors import StorageError
 from engine.observe import Share
+from engine.resources import Demand
 from engine.storage import is_local, make_directory, replace, storage_errors, writable
 
 
@@ -44,6 +45,8 @@ class Outcome:
     published: bool = True
     reused: bool = False
     next_command: str = ""
+    demands: Sequence[Demand] = ()
+    """What has to be alive at once while the job's longest part runs; told by a dry run of a job that trains."""
 
 
 class Run:

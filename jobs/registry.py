@@ -17,15 +17,17 @@ JOBS = {
     "lintseq": "Refactor programs into sequences of error-free edits.",
     "sft": "Fine-tune a causal language model on demonstrations, edits, programs or text.",
     "reward-model": "Train a model that gives texts one score, from preferences or labels.",
+    "select-tasks": "Choose the tasks to train on by estimates, without training on each subset.",
     "value-network": "Train a small model whose logits, added to a frozen one's, stand for fine-tuning it.",
     "rlhf": "Align a language model with rewards, by PPO with macro actions.",
     "serve": "Answer over HTTP as OpenAI does, with value networks beside their bases.",
     "generate": "Write responses to prompts with a model, a value network beside it or not.",
     "evaluate": "Measure a model: HumanEval in a sandbox, perplexity, reward, win rates, robustness.",
+    "tune": "Search a recipe's keys for the values that give the best result.",
     "pipeline": "Walk a list of jobs, each one's output handed to the next.",
 }
 
-PIPELINE_JOBS = tuple(name for name in JOBS if name not in ("pipeline", "serve"))
+PIPELINE_JOBS = tuple(name for name in JOBS if name not in ("pipeline", "serve", "tune"))
 
 
 def known_job(name: str, among: Iterable[str] = JOBS) -> None:

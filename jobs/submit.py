@@ -18,7 +18,7 @@ from urllib.parse import urlsplit
 
 from engine import submission
 from engine.cluster import is_loopback
-from engine.config import load_recipe, write_yaml
+from engine.config import load_recipe, read_yaml, write_yaml
 from engine.errors import RecipeError
 from engine.storage import scheme_of
 from engine.submission import State
@@ -48,6 +48,8 @@ def submit(
     """
     recipe = load_recipe(load_job(job).RECIPE, recipe_path, overrides)
     resolved = recipe.model_dump(mode="json") | {"runs": lasting(recipe.runs, address)}
+    if job == "tune" and isinstance(resolved["recipe"], str):
+        resolved["recipe"] = read_yaml(resolved["recipe"])  # the cluster has no such file
     package = submission.bundle(write_yaml(resolved))
     client = submission.connect(address, allow_unauthenticated=allow_unauthenticated)
     entrypoint = f"python -m {load_job(job).__name__} {submission.RECIPE}"

@@ -136,6 +136,9 @@ def head() -> Iterator[Head]:
     command += f" --autoscaling-config={scaling} --disable-usage-stats"
     environment = {key: value for key, value in os.environ.items() if not key.startswith("RAY_")}
     environment |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(token), "RAY_FAKE_CLUSTER": "1"}
+    # Where Ray's workers find the job that tests of searches try.
+    found = os.environ.get("PYTHONPATH"), str(Path(__file__).parent / "search")
+    environment["PYTHONPATH"] = os.pathsep.join(filter(None, found))
     environment["PATH"] = f"{ray.parent}{os.pathsep}{environment['PATH']}"
     with open(folder / "out", "w") as out:
         process = subprocess.Popen(

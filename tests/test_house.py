@@ -27,7 +27,7 @@ SAME_LEVEL = {("resources", "cluster"), ("cluster", "resources"), ("storage", "c
               ("doctor", "cluster"), ("runs", "cluster"), ("artifacts", "observe")}  # fmt: skip
 
 
-SHORT = {"value": "value-network"}
+SHORT = {"value": "value-network", "select_tasks": "select-tasks"}
 """What a job's recipes are called where that is not its name."""
 
 

@@ -14,7 +14,7 @@ import httpx
 import pytest
 
 from engine.config import build_recipe
-from jobs import corpus, evaluate, generate, rlhf, serve, sft, sieve, value_network
+from jobs import corpus, evaluate, generate, rlhf, select_tasks, serve, sft, sieve, tune, value_network
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
@@ -35,7 +35,7 @@ def home(tmp_path_factory):
     return folder
 
 
-WALKED = ("rlhf", "value-network", "evaluate")
+WALKED = ("select-tasks", "rlhf", "value-network", "evaluate")
 """Jobs whose smoke recipe `headrace pipeline` runs in earnest, and whose output no other command here reads: by
 themselves they are only planned."""
 
@@ -102,6 +102,8 @@ def test_recipes_are_recipes(text):
         "training": sft,
         "rewards": rlhf,
         "beta": generate,
+        "target": select_tasks,
+        "space": tune,
     }
     job = next((job for key, job in told.items() if key in data), corpus)
     build_recipe(job.RECIPE, data)

@@ -3,7 +3,8 @@
 A directory is built beside its place under another name and renamed when it is complete, so neither a second process
 nor a kill ever shows half of one. A lock keeps others waiting instead of doing the same work at the same time.
 
-Left out: what is kept there (`engine.artifacts.models`, `engine.models.packaged`). Called by both.
+Left out: what is kept there. Called by `engine.artifacts.models`, `engine.models.packaged` and, for the lock alone,
+`engine.value_network.cache`.
 """
 
 import contextlib
@@ -34,7 +35,7 @@ def build_once(folder: Path, build: Callable[[Path], None]) -> Path:
     if folder.is_dir():
         return folder
     folder.parent.mkdir(parents=True, exist_ok=True)
-    with _alone(folder):
+    with alone(folder):
         if folder.is_dir():
             return folder
         _remove_abandoned(folder)
@@ -49,8 +50,9 @@ def build_once(folder: Path, build: Callable[[Path], None]) -> Path:
 
 
 @contextlib.contextmanager
-def _alone(folder: Path) -> Iterator[None]:
-    """Hold a lock that ends with the process; where the file system has none, the work may be done twice.
+def alone(folder: Path) -> Iterator[None]:
+    """Hold a lock beside a place that several processes may be making; it ends with the process. Where the file
+    system has none, the work may be done twice.
 
     Raises `DeadlineExceeded` if another process does not come to an end with it.
     """

@@ -31,6 +31,7 @@ SCHEMAS: dict[str, tuple[str, ...]] = {
     "preferences": ("prompt", "chosen", "rejected"),
     "prompts": ("prompt",),
     "tokens": ("ids", "loss"),
+    "chosen_tasks": ("task", "chosen"),
     "questions": ("id",),
     "samples": ("id",),
 }

@@ -14,18 +14,24 @@ from .blueprint import autoscaling_config as autoscaling_config
 from .blueprint import validate_cluster_yaml as validate_cluster_yaml
 from .connection import Session as Session
 from .connection import session as session
+from .waiting import answer as answer
+from .waiting import first_answer as first_answer
+from .waiting import reason as reason
 
 __all__ = [
     "API_KEY",
     "Session",
     "Token",
     "all_or_none",
+    "answer",
     "autoscaling_config",
     "delete",
     "deploy",
     "find_token",
+    "first_answer",
     "is_loopback",
     "probe",
+    "reason",
     "require_route",
     "session",
     "start_serve",

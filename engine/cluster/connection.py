@@ -58,6 +58,8 @@ def session(
     os.environ.setdefault("RAY_IGNORE_UNHANDLED_ERRORS", "1")
     # Processes of one machine take turns: threads that spin while they wait for work would take the others' cores.
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+    # A search has many processes that hardly do anything, and Ray keeps telling how many they are.
+    os.environ.setdefault("RAY_DEDUP_LOGS_SKIP_REGEX", "PYTHON worker processes have been started")
     import ray
 
     logging.getLogger("ray").setLevel(logging.WARNING)

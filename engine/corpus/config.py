@@ -47,7 +47,8 @@ class SourceConfig(Section):
     # What is read there decides, and that is the fingerprint of the inputs, not the recipe's.
     paths: list[str] = Field(min_length=1, json_schema_extra={"knob": True})
     """Files, directories, globs or URIs (file, s3, gs, az, hf); `stdlib:` is this Python's standard library,
-    `package:NAME/below` a directory of an installed package."""
+    `package:NAME/below` a directory of an installed package, `reasoning-gym:NAME,NAME/COUNT` so many rows of each of
+    these tasks of reasoning-gym, with a column `task`."""
     format: Literal["auto", "parquet", "jsonl", "csv", "text", "python", "html", "dialogues", "warc"] = "auto"
     """Format of all inputs; `auto` goes by the suffix and refuses mixtures; `dialogues` is ChatterBot's YAML."""
     roots: list[str] = knob(["."])

@@ -24,6 +24,7 @@ from upath import UPath
 
 from engine.artifacts import Parent, is_dataset, is_model, read_dataset
 from engine.corpus.config import PACKAGE, STDLIB, SUFFIXES, SourceConfig
+from engine.corpus.gym import GYM, gym_files
 from engine.errors import SourceError, redact
 from engine.storage import is_inside, is_local, locate, scheme_of
 
@@ -122,6 +123,8 @@ class _Entry:
             return self._standard_library()
         if entry.startswith(PACKAGE):
             return self._package(entry)
+        if entry.startswith(GYM):
+            return [replace(self._file(UPath(path), path.name), format="jsonl") for path in gym_files(entry)]
         if not entry.strip():
             raise SourceError("An entry of source.paths is empty.", "Name a file, a directory, a glob or a URI.")
         local = scheme_of(entry) == "file"

@@ -280,7 +280,10 @@ class _Job:
             "memory per worker": f"about {(4 * largest + 400e6) / 1e9:.1f} GB",
             "output": f"{transform.writes} at {self.output}" + (" (published already)" if published else ""),
         }
-        return Outcome(transform.job, self.output, facts, published=False, reused=published is not None)
+        demands = max(needed, transform.first_demands, key=lambda each: sum(one.count * one.cpus for one in each))
+        return Outcome(
+            transform.job, self.output, facts, published=False, reused=published is not None, demands=demands
+        )
 
     def _outcome(self, dataset: artifacts.Dataset, rate: float | None = None) -> Outcome:
         """The facts of a published dataset and its report; no rate: it was there from before, perhaps with a report."""

@@ -1,5 +1,5 @@
 from .bpe_dropout import BpeDropout
-from .job import FineTuningJob, run_fine_tuning
+from .job import FineTuningJob, FineTuningRun, run_fine_tuning
 from .order import DataOrder
 from .packing import pack, share
 from .recipe import FineTuningRecipe, RewardRecipe, SftRecipe
@@ -9,6 +9,7 @@ __all__ = [
     "DataOrder",
     "FineTuningJob",
     "FineTuningRecipe",
+    "FineTuningRun",
     "RewardRecipe",
     "SftRecipe",
     "pack",

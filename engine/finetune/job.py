@@ -31,7 +31,8 @@ from engine.finetune.forecast import Memory, forecast
 from engine.finetune.loop import total_steps
 from engine.finetune.recipe import FineTuningRecipe
 from engine.finetune.report import HINTS, write_report
-from engine.finetune.reruns import interruptible, is_published, published_before
+from engine.finetune.reruns import after_others, interruptible, is_published, published_before
+from engine.finetune.tasks import learnt_rows, with_named_tasks
 from engine.finetune.tokenise import OTHER_LABEL, SCHEMA, GivenAway, Tokenise, TokensRecipe, statistics, tokenizer_for
 from engine.finetune.work import Assignment, MakeTask, task_by_format, train_worker
 from engine.finetune.workers import run_workers
@@ -45,8 +46,9 @@ from engine.storage import is_local, writable
 @dataclass(frozen=True)
 class FineTuningJob:
     """One kind of job: its name, what must not be trained on, what is learnt, which other models that reads, by name,
-    the configuration of what is trained, given the recipe and that of what it starts from, and what else a dry run
-    tells, given the recipe, the run directory and the dataset of tokens, if it is there."""
+    the configuration of what is trained, given the recipe and that of what it starts from, what else a dry run tells,
+    given the recipe, the run directory and the dataset of tokens, if it is there, and what looks at that dataset before
+    anything is learnt from it."""
 
     name: str
     given_away: GivenAway | None = None
@@ -55,17 +57,19 @@ class FineTuningJob:
     others: Callable[[Any], Mapping[str, str]] = lambda recipe: {}
     shape: Callable[[Any, Any], Any] = lambda recipe, config: config
     told: Callable[[Any, UPath, Dataset | None], Mapping[str, str]] = lambda recipe, home, dataset: {}
+    check: Callable[[Dataset], None] = lambda dataset: None
 
 
 def run_fine_tuning(job: FineTuningJob, recipe: FineTuningRecipe, call: Invocation) -> Outcome:
     """Carry out a fine-tuning job. Raises `HeadraceError`s only, save for bugs."""
-    return _Job(job, recipe, call).run()
+    return FineTuningRun(job, recipe, call).run()
 
 
-class _Job:
-    """One call of a job."""
+class FineTuningRun:
+    """One call of a job: `run` to publish a model, `learn` for its checkpoints alone."""
 
     def __init__(self, job: FineTuningJob, recipe: FineTuningRecipe, call: Invocation) -> None:
+        recipe, chosen = with_named_tasks(recipe)
         places: dict[str, Any] = {"model": portable(recipe.model)}
         if recipe.tokens.chat_template:
             template = os.path.abspath(recipe.tokens.chat_template)
@@ -82,7 +86,8 @@ class _Job:
         with self.watch.phase("plan"):
             plan = make_plan(recipe.source, artifacts.SCHEMAS[SCHEMA[recipe.format]])
             self.inputs = {file.name: file.fingerprint for file in plan.files}
-            self.parents = plan.parents
+            self.rows = plan.fingerprint()
+            self.parents = (*plan.parents, *chosen)
             self.tokenizer = tokenizer_for(recipe.model, recipe.format, recipe.tokens)
             self.template = _hash(self.tokenizer.chat_template or "")
             folder = resolve(recipe.model)
@@ -92,9 +97,7 @@ class _Job:
         self.identity = Identity(
             job=job.name,
             recipe_fingerprint=recipe.fingerprint(),
-            inputs_fingerprint=_hash(
-                plan.fingerprint(), *self.models.values(), tokenizer_fingerprint(folder), self.template
-            ),
+            inputs_fingerprint=_hash(self.rows, *self.models.values(), tokenizer_fingerprint(folder), self.template),
             shards=0,
         )
 
@@ -102,14 +105,26 @@ class _Job:
         """Do what is left to do; nothing, for a dry run."""
         if self.call.dry_run:
             return self._forecast()
-        ledger = Ledger(self.home.path)
+        self._make_way()
+        if published := published_before(self.output, self.identity, self._changed):
+            return self._outcome(published, reused=True)
+        self._carry_out(publish=True)
+        return self._outcome(artifacts.read_model(self.output), reused=False)
+
+    def learn(self) -> tuple[Dataset, State]:
+        """The dataset of tokens, and the state of the training when it has ended; no model is published."""
+        self._make_way()
+        return self._carry_out(publish=False)
+
+    def _make_way(self) -> None:
+        """Set an earlier run aside, if that is asked for."""
         if self.call.fresh:
-            ledger.check_free()
+            Ledger(self.home.path).check_free()
             set_aside(self.home.path)
             if self.recipe.output and is_published(self.output):
                 set_aside(self.output)
-        if published := published_before(self.output, self.identity, self._changed):
-            return self._outcome(published, reused=True)
+
+    def _carry_out(self, *, publish: bool) -> tuple[Dataset, State]:
         ledger = Ledger(self.home.path)
         ledger.identify(self.identity, *self._origin())
         with ledger.claimed(), interruptible(self.home.path, self.call.command):
@@ -118,23 +133,27 @@ class _Job:
             with session(self.call.address) as ray_session:
                 preflight(self._demands(), capacity(ray_session))
                 dataset = self._tokenise()
-                with self.watch.phase("train"):
-                    run_workers(
-                        train_worker,
-                        self._assignment(dataset),
-                        name=self.job.name,
-                        home=self.home.path,
-                        parallel=self.recipe.parallel,
-                        restarts=self.recipe.training.restarts,
-                        stall_seconds=self.recipe.stall_seconds,
-                        steps=total_steps(self.recipe.training, self._rows(dataset)),
-                    )
-            return self._outcome(artifacts.read_model(self.output), reused=False)
+                self.job.check(dataset)
+                state = Checkpoints(self.home.path).latest()
+                if publish or not (state and state.ended):
+                    with self.watch.phase("train"):
+                        run_workers(
+                            train_worker,
+                            self._assignment(dataset, publish),
+                            name=self.job.name,
+                            home=self.home.path,
+                            parallel=self.recipe.parallel,
+                            restarts=self.recipe.training.restarts,
+                            stall_seconds=self.recipe.stall_seconds,
+                            steps=total_steps(self.recipe.training, self._rows(dataset)),
+                        )
+        return dataset, Checkpoints(self.home.path).latest() or State()
 
     def _tokenise(self) -> Dataset:
         """The dataset of tokens, made or found. Raises `SourceError` where nothing is left to train on."""
         with self.watch.phase("tokenise"):
-            outcome = run_transform(self._transform(), self._tokens_recipe(), Invocation(self.call.command))
+            transform, recipe = self._transform(), self._tokens_recipe()
+            outcome = after_others(lambda: run_transform(transform, recipe, Invocation(self.call.command)))
             dataset = read_dataset(outcome.output)
         counts = dataset.manifest.counts
         dropped = {name: count for name, count in counts.items() if count and name != "read"}
@@ -175,9 +194,15 @@ class _Job:
         shared = {
             name: getattr(recipe, name) for name in TokensRecipe.model_fields if name in type(recipe).model_fields
         }
-        return TokensRecipe(**{**shared, "runs": str(self.home.path), "output": None, "copies": copies})
+        runs = {"runs": str(self.home.path), "output": None}
+        tokens = TokensRecipe(**{**shared, **runs, "copies": copies})
+        if recipe.shared:
+            made_of = tokens.model_copy(update={"name": "shared"}).fingerprint()
+            name = _hash(made_of, self.rows, self.template, tokenizer_fingerprint(resolve(recipe.model, weights=False)))
+            tokens = tokens.model_copy(update={"name": name, "runs": str(writable(recipe.shared))})
+        return tokens
 
-    def _assignment(self, dataset: Dataset) -> Assignment:
+    def _assignment(self, dataset: Dataset, publish: bool = True) -> Assignment:
         return Assignment(
             job=self.job.name,
             recipe=self.recipe,
@@ -188,10 +213,13 @@ class _Job:
             parents=(*self.parents, artifacts.Parent(uri=str(dataset.path), fingerprint=dataset.fingerprint)),
             models=self.models,
             make_task=self.job.make_task,
+            publish=publish,
         )
 
     def _rows(self, dataset: Dataset) -> int:
         """Examples to learn from in an epoch."""
+        if self.recipe.tasks:
+            return sum(learnt_rows(self.recipe.tasks, dataset).values())
         return int(dataset.rows - dataset.manifest.statistics["held_out"]) // self._tokens_recipe().copies
 
     def _memory(self, folder: str, others: list[str]) -> Memory:
@@ -210,6 +238,7 @@ class _Job:
             recipe.lora,
             window=recipe.tokens.window,
             scorer=scorer,
+            layers=recipe.lora.layers if recipe.lora else None,
             beside=beside,
         )
 
@@ -250,7 +279,14 @@ class _Job:
             **self.job.told(recipe, self.home.path, known),
             "output": f"a model at {self.output}" + (" (published already)" if published else ""),
         }
-        return Outcome(self.job.name, self.output, facts, published=False, reused=published is not None)
+        return Outcome(
+            self.job.name,
+            self.output,
+            facts,
+            published=False,
+            reused=published is not None,
+            demands=self._demands(),
+        )
 
     def _outcome(self, model: Model, *, reused: bool) -> Outcome:
         state = Checkpoints(self.home.path).latest() or State()

@@ -23,13 +23,15 @@ def with_adapter(
     """The model with an adapter, a new one (from torch's seed) or the one saved; all else is frozen.
 
     `new_tokens` are rows of the embedding that nobody has trained yet: they are trained whole. So are the modules named
-    in `head`. `layers` are the numbers of those that get one, all if not given. Raises `RecipeError` for `targets` that
-    the model has not.
+    in `head`. `layers` are the numbers of those that get one; if not given, `options.layers` says how many of the last.
+    Raises `RecipeError` for `targets` or layers that the model has not.
     """
     from peft import LoraConfig, PeftModel, get_peft_model
 
     if saved:
         return PeftModel.from_pretrained(model, saved, is_trainable=True)
+    if layers is None and options.layers:
+        layers = _last(model, options.layers)
     embedding = next(name for name, each in model.named_modules() if each is model.get_input_embeddings())
     config = LoraConfig(
         r=options.rank,
@@ -50,6 +52,14 @@ def with_adapter(
             f"lora.targets does not fit the model ({str(error).partition(chr(10))[0][:150].rstrip('.')}).",
             f"Name some of: {', '.join(linear)}.",
         ) from None
+
+
+def _last(model: Any, count: int) -> range:
+    """Numbers of the last so many layers."""
+    layers = model.config.get_text_config().num_hidden_layers
+    if count > layers:
+        raise RecipeError(f"lora.layers is {count}, and the model has {layers} layers.", f"Give {layers} or fewer.")
+    return range(layers - count, layers)
 
 
 def _within(model: Any, targets: list[str] | str, layers: Sequence[int]) -> list[str]:

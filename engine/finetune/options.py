@@ -112,6 +112,18 @@ class ParallelOptions(Section):
         return self.fewest or self.workers
 
 
+class TaskOptions(Section):
+    """Which tasks (the column `task`) are learnt from, and which one is measured on (`engine.finetune.store`)."""
+
+    chosen: str | list[str] | None = None
+    """Names of tasks, or a `chosen_tasks` artifact, as `headrace select-tasks` publishes it; unset: all but the target.
+    """
+    target: str | None = None
+    """Measure on this task alone, and never learn from it; unset: on what is held out of the chosen ones."""
+    measured: Literal["held_out", "others"] = "held_out"
+    """Which rows of the target: those of held-out prompts, or the others (by which tasks are chosen)."""
+
+
 class LoraOptions(Section):
     """Train small matrices beside the model's own (LoRA, arXiv 2106.09685, through PEFT); merged when published."""
 
@@ -123,3 +135,5 @@ class LoraOptions(Section):
     """Share of their input left out in training."""
     targets: list[str] | Literal["all-linear"] = "all-linear"
     """Names of the modules they stand beside; all-linear: every linear layer but the head."""
+    layers: int | None = Field(None, ge=1)
+    """Only in so many of the last layers, which is quicker: no gradient goes further down; unset: in all."""

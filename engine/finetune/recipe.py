@@ -7,6 +7,7 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
+from engine.config import knob
 from engine.corpus.config import FilterConfig
 from engine.corpus.recipe import DataRecipe
 from engine.finetune.options import (
@@ -14,6 +15,7 @@ from engine.finetune.options import (
     LoraOptions,
     OptimiserOptions,
     ParallelOptions,
+    TaskOptions,
     TokenOptions,
     TrainingOptions,
 )
@@ -39,6 +41,11 @@ class FineTuningRecipe(DataRecipe):
     """Where it runs."""
     lora: LoraOptions | None = None
     """Train an adapter instead of the whole model."""
+    shared: str | None = knob(None)
+    """Directory in which runs keep what they have in common, named by what it depends on and made once: datasets
+    of tokens, logits of a value network's bases; in RUN if not given."""
+    tasks: TaskOptions | None = None
+    """Learn from some tasks only, where rows have a column `task`."""
 
     @model_validator(mode="after")
     def _fits(self) -> "FineTuningRecipe":
@@ -53,6 +60,8 @@ class FineTuningRecipe(DataRecipe):
             raise ValueError(
                 "tokens.bpe_dropout goes by training.epochs, not by training.steps: each has its own spelling"
             )
+        if self.tasks and self.tokens.bpe_dropout:
+            raise ValueError("tokens.bpe_dropout is not for a recipe with tasks")
         if self.training.patience and not self.tokens.held_out:
             raise ValueError("training.patience needs tokens.held_out, a share of the prompts to be measured on")
         return self

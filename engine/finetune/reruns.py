@@ -3,8 +3,10 @@
 Left out: checkpoints themselves (`engine.finetune.checkpoints`) and the ledger. Called by the jobs that train.
 """
 
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import TypeVar
 
 from upath import UPath
 
@@ -12,8 +14,21 @@ from engine import artifacts
 from engine.artifacts import Model
 from engine.corpus.ledger import Identity
 from engine.corpus.publication import check_published
-from engine.errors import ArtifactError, Interrupted
+from engine.errors import ArtifactError, Interrupted, RunBusy
 from engine.finetune.checkpoints import Checkpoints
+
+T = TypeVar("T")
+_LOOK_SECONDS = 0.5
+
+
+def after_others(work: Callable[[], T]) -> T:
+    """Do what another run may be doing at the moment, once that one has done it or is gone: a claim dies with its
+    process, so nobody waits for the dead."""
+    while True:
+        try:
+            return work()
+        except RunBusy:
+            time.sleep(_LOOK_SECONDS)
 
 
 def published_before(output: UPath, identity: Identity, changed: Callable[[], str]) -> Model | None:

@@ -1,17 +1,21 @@
 """A dataset of tokens as arrays on this machine's disk, mapped into memory: any example in no time, by its number.
 
+Where rows say of which task they are, a store can be had `of_tasks`: some to learn from, another to be measured on.
+
 Parquet cannot be addressed by row, so each machine that trains unpacks the published parts once, into the cache, under
 the dataset's fingerprint; a month after its last use it goes. Workers of one machine share the pages. Left out: which
 example comes when (`engine.finetune.order`). Called by the loop's tasks.
 """
 
+import copy
+import json
 import os
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -19,11 +23,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from engine.artifacts import Dataset, build_once, cache_folder
+from engine.errors import SourceError
 from engine.finetune.formats import Example
 
 Ints = npt.NDArray[np.int64]
 _KEPT_SECONDS = 30 * 86_400
-_ARRAYS = ("ids", "ends", "loss", "loss_ends", "loss_tokens", "labels", "train", "held_out")
+_ARRAYS = ("ids", "ends", "loss", "loss_ends", "loss_tokens", "labels", "tasks", "train", "held_out")
+_FOLDER = "token-stores"
 
 
 class TokenStore:
@@ -40,8 +46,13 @@ class TokenStore:
         """Tokens with loss of each example, (n,)."""
         self.labels: npt.NDArray[np.float32] = arrays["labels"]
         """Label of each example, nan where there is none, (n,)."""
+        self.tasks: Ints = arrays["tasks"]
+        """Task of each example, (n,), the place of its name in `task_names`; -1 where the row had none."""
+        self.task_names: tuple[str, ...] = tuple(json.loads((folder / "tasks.json").read_text(encoding="utf-8")))
         self.train: Ints = arrays["train"]
-        self.held_out: Ints = arrays["held_out"][:measured]
+        self._all_held_out: Ints = arrays["held_out"]
+        self._measured = measured
+        self.held_out: Ints = self._all_held_out[:measured]
         self.fingerprint = folder.name
         """That of the dataset, where it is a published one's."""
 
@@ -52,10 +63,39 @@ class TokenStore:
         def build(folder: Path) -> None:
             _build(dataset, folder)
 
-        folder = build_once(cache_folder() / "tokens" / dataset.fingerprint, build)
+        folder = build_once(cache_folder() / _FOLDER / dataset.fingerprint, build)
         os.utime(folder)
         _forget(folder.parent)
         return cls(folder, measured)
+
+    def of_tasks(
+        self,
+        chosen: Sequence[str] | None,
+        target: str | None = None,
+        measured: Literal["held_out", "others"] = "held_out",
+    ) -> "TokenStore":
+        """The same with the examples of the `chosen` tasks to learn from (all but the target if not told), and to
+        measure on those of the `target`, or what is held out of the chosen ones. Raises `SourceError` where nothing is
+        left to measure on."""
+        names = [name for name in self.task_names if name != target] if chosen is None else chosen
+        # In an order of no meaning, as those held out are.
+        others = np.random.default_rng(0).permutation(self.train)
+        held = self._all_held_out if measured == "held_out" else others
+        some = copy.copy(self)
+        some.train = self._only(self.train, names)
+        some.held_out = self._only(self._all_held_out, names) if target is None else self._only(held, [target])
+        if target is not None and not len(some.held_out):
+            raise SourceError(
+                f"There is no row of the target {target!r} to measure on.",
+                "Correct tasks.target, give more rows, or raise tokens.held_out.",
+            )
+        some.held_out = some.held_out[: self._measured]
+        return some
+
+    def _only(self, rows: Ints, names: Sequence[str]) -> Ints:
+        """Of some rows, (rows, copies), those of these tasks."""
+        tasks = [number for number, name in enumerate(self.task_names) if name in names]
+        return np.asarray(rows[np.isin(self.tasks[rows[:, 0]], tasks)] if len(rows) else rows)
 
     @property
     def lengths(self) -> Ints:
@@ -83,7 +123,8 @@ def _forget(stores: Path) -> None:
 
 
 def _build(dataset: Dataset, folder: Path) -> None:
-    ends, loss_ends, loss, loss_tokens, labels, copies, held = ([] for _ in range(7))
+    ends, loss_ends, loss, loss_tokens, labels, copies, held, tasks = ([] for _ in range(8))
+    names: dict[str, int] = {}
     at = at_loss = 0
     # Token by token this is as large as the corpus, so it is written as it is read; the rest is small.
     with (folder / "ids.raw").open("wb") as raw:
@@ -99,6 +140,7 @@ def _build(dataset: Dataset, folder: Path) -> None:
             labels.append(batch["label"].to_numpy(zero_copy_only=False).astype(np.float32))
             copies.append(batch["copy"].to_numpy().astype(np.int64))
             held.append(batch["held_out"].to_numpy(zero_copy_only=False).astype(bool))
+            tasks.append(_numbered(batch, names))
             at, at_loss = at + len(values), at_loss + len(edges)
     ids_all: Any = np.lib.format.open_memmap(folder / "ids.npy", "w+", np.int32, (at,))  # type: ignore[no-untyped-call]
     if at:
@@ -112,18 +154,30 @@ def _build(dataset: Dataset, folder: Path) -> None:
         "loss_ends": _joined(loss_ends, np.int64),
         "loss_tokens": _joined(loss_tokens, np.int64),
         "labels": _joined(labels, np.float32),
+        "tasks": _joined(tasks, np.int64),
         "train": _rows(np.flatnonzero(~out), copy),
         # In an order of no meaning, so that the first of them stand for all.
         "held_out": np.random.default_rng(0).permutation(_rows(np.flatnonzero(out), copy)),
     }
     for name, array in arrays.items():
         np.save(folder / f"{name}.npy", array)
+    (folder / "tasks.json").write_text(json.dumps(list(names)), encoding="utf-8")
 
 
 def _batches(dataset: Dataset) -> Iterator[pa.RecordBatch]:
     for part in dataset.parts:
         with (dataset.path / part.file).open("rb") as file:
-            yield from pq.ParquetFile(file).iter_batches(columns=["ids", "loss", "label", "copy", "held_out"])
+            parquet = pq.ParquetFile(file)
+            wanted = ["ids", "loss", "label", "copy", "held_out", "task"]
+            yield from parquet.iter_batches(columns=[name for name in wanted if name in parquet.schema_arrow.names])
+
+
+def _numbered(batch: pa.RecordBatch, names: dict[str, int]) -> Ints:
+    """The task of each row as a number, new names added to those known; -1 where there is none."""
+    if "task" not in batch.schema.names:
+        return np.full(len(batch), -1, np.int64)
+    found = [None if each is None else str(each) for each in batch["task"].to_pylist()]
+    return np.array([-1 if each is None else names.setdefault(each, len(names)) for each in found], np.int64)
 
 
 def _counted(edges: Ints, lengths: Ints) -> Ints:

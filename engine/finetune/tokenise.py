@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 import pyarrow as pa
+import pyarrow.compute as pc
 from pydantic import Field
 
 from engine.config import knob
@@ -247,7 +248,8 @@ class Tokenise:
 
 
 def statistics(table: pa.Table) -> dict[str, Any]:
-    """Counts of a part: tokens, those with loss, examples held out, and how long examples are (in steps of 32)."""
+    """Counts of a part: tokens, those with loss, examples held out, how long examples are (in steps of 32), and how
+    many of each task are not held out."""
     held = 0
     lengths: dict[str, int] = {}
     tokens = loss = 0
@@ -259,7 +261,12 @@ def statistics(table: pa.Table) -> dict[str, Any]:
         loss += Example(ids, list(zip(ranges[::2], ranges[1::2], strict=True))).loss_tokens
         bin = str(len(ids) // BIN * BIN)
         lengths[bin] = lengths.get(bin, 0) + 1
-    return {"tokens": tokens, "loss_tokens": loss, "held_out": held, "lengths": lengths}
+    counts: dict[str, Any] = {"tokens": tokens, "loss_tokens": loss, "held_out": held, "lengths": lengths}
+    if "task" in table.column_names:
+        kept = table["task"].filter(pc.invert(table["held_out"])).cast(pa.string())
+        counts["tasks"] = {each["values"]: each["counts"] for each in kept.value_counts().to_pylist()}
+        counts["tasks"].pop(None, None)
+    return counts
 
 
 def _turns(prompt: str, response: str) -> list[dict[str, str]]:

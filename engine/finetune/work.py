@@ -45,6 +45,7 @@ class Assignment:
     parents: tuple[Parent, ...]
     models: Mapping[str, str]
     make_task: MakeTask
+    publish: bool = True
 
 
 def train_worker(assignment: Assignment) -> None:
@@ -54,12 +55,14 @@ def train_worker(assignment: Assignment) -> None:
     recipe, home = assignment.recipe, UPath(assignment.home)
     torch.set_num_threads(max(1, int(recipe.parallel.cpus)))
     store = TokenStore.of(read_dataset(UPath(assignment.tokens)), recipe.training.measured)
+    if recipe.tasks:
+        store = store.of_tasks(recipe.tasks.chosen, recipe.tasks.target, recipe.tasks.measured)
     tokenizer = tokenizer_for(recipe.model, recipe.format, recipe.tokens)
     steps = total_steps(recipe.training, len(store.train))
     task = assignment.make_task(assignment, store, tokenizer, steps)
     plan = Plan(recipe.seed, steps, recipe.training, recipe.optimiser, recipe.parallel)
     state = train(task, plan, home)
-    if torch.distributed.get_rank() == 0:
+    if assignment.publish and torch.distributed.get_rank() == 0:
         _publish(assignment, task, state)
 
 

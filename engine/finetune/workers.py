@@ -58,7 +58,7 @@ def run_workers(
     os.environ["RAY_CHDIR_TO_TRIAL_DIR"] = "0"
     logging.getLogger("ray.train").setLevel(logging.ERROR)
     with tempfile.TemporaryDirectory(prefix="headrace-train-", ignore_cleanup_errors=True) as scratch:
-        trainer = TorchTrainer(
+        trainer = _without_cleaner(TorchTrainer)(
             _work,
             train_loop_config={"work": work, "given": given, "home": str(home)},
             scaling_config=_scaling(ScalingConfig, parallel),
@@ -68,6 +68,18 @@ def run_workers(
         error = _watched(trainer, home, stall_seconds, parallel, restarts, steps, shown)
     if error:
         raise _named(error)
+
+
+def _without_cleaner(kind: Any) -> Any:
+    """A trainer that starts no actor to remove its placement group after its controller's death: that actor outlives
+    the driver, and for ever where it finds no dashboard, or several Rays. Ray removes the group with the driver."""
+
+    class Trainer(kind):  # type: ignore[misc]
+        def _create_default_callbacks(self) -> list[Any]:
+            callbacks = super()._create_default_callbacks()
+            return [each for each in callbacks if type(each).__name__ != "PlacementGroupCleanerCallback"]
+
+    return Trainer
 
 
 def _scaling(kind: Any, parallel: ParallelOptions) -> Any:

@@ -140,6 +140,53 @@ def lines(
     return _render(draw, 3.5, empty=not any(math.isfinite(value) for _, y in drawn.values() for value in y))
 
 
+def parallel(axes: Sequence[str], rows: Sequence[Sequence[Any]], *, best_is_low: bool) -> str:
+    """Parallel coordinates: a line per row through its value on each axis; the last axis ranks them, and the best line
+    is drawn strongest. Numbers are spread by size (by factor where they span more than 30), other values by name; a
+    line breaks where a value is None."""
+    places = [_spread([row[at] for row in rows]) for at in range(len(axes))]
+    order = sorted(range(len(rows)), key=lambda at: rows[at][-1], reverse=not best_is_low)
+
+    def draw(axis: Any) -> None:
+        for rank, at in reversed(list(enumerate(order))):
+            heights = [math.nan if place[0][at] is None else place[0][at] for place in places]
+            strength = 1.0 - 0.8 * rank / max(len(order) - 1, 1)
+            axis.plot(
+                range(len(axes)), heights, color=_SERIES[1 if rank == 0 else 0], alpha=strength, marker="o",
+                markersize=4, linewidth=2.6 if rank == 0 else 1.4,
+            )  # fmt: skip
+        for at, (_, ticks) in enumerate(places):
+            axis.axvline(at, color=_GRID, linewidth=1.0)
+            for height, name in ticks:
+                last = at == len(places) - 1
+                axis.annotate(
+                    name, (at, height), xytext=(-6 if last else 6, 0), textcoords="offset points", va="center",
+                    ha="right" if last else "left",
+                )  # fmt: skip
+        axis.set_xticks(range(len(axes)), [_short(name.rpartition(".")[2] or name) for name in axes])
+        axis.set_yticks([])
+        axis.set_ylim(-0.08, 1.08)
+        axis.grid(visible=False)
+        axis.spines["bottom"].set_visible(False)
+
+    return _render(draw, 3.8, empty=not rows or len(axes) < 2)
+
+
+def _spread(values: Sequence[Any]) -> tuple[list[float | None], list[tuple[float, str]]]:
+    """Heights between 0 and 1 of values on an axis, and its ticks."""
+    there = [value for value in values if value is not None]
+    if there and all(isinstance(value, int | float) and not isinstance(value, bool) for value in there):
+        low, high = min(there), max(there)
+        scale: Callable[[float], float] = math.log if low > 0 and high / low > 30 else float
+        span = scale(high) - scale(low)
+        heights = [None if each is None else (scale(each) - scale(low)) / span if span else 0.5 for each in values]
+        return heights, [(0.0, _number(low)), (1.0, _number(high))] if span else [(0.5, _number(low))]
+    names = sorted({str(value) for value in there})
+    step = 1 / max(len(names) - 1, 1)
+    where = {name: at * step if len(names) > 1 else 0.5 for at, name in enumerate(names)}
+    return [None if each is None else where[str(each)] for each in values], [(y, _short(n)) for n, y in where.items()]
+
+
 def waterfall(shares: Sequence[Share]) -> str:
     """Where the time went: the wall clock as one stacked bar, and below it each part where it stands in that bar."""
     wall = sum(share.seconds for share in shares)

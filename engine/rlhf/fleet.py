@@ -23,12 +23,12 @@ from typing import Any, Literal
 
 import numpy as np
 
+from engine.cluster import reason
 from engine.errors import DeadlineExceeded, HeadraceError
 from engine.observe import get_logger
 from engine.rlhf.engines import Drawing, Written
 from engine.rlhf.rollouts import Probe, Verifier
 from engine.rlhf.transport import ObjectStore, Parcel, WeightTransport
-from engine.rlhf.waiting import reason
 
 _log = get_logger("rlhf")
 _SHARE = 4

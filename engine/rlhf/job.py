@@ -219,7 +219,9 @@ class _Job:
             "demand": "; ".join(str(each) for each in self._demands()),
             "output": f"a model at {self.output}" + (" (published already)" if published else ""),
         }
-        return Outcome("rlhf", self.output, facts, published=False, reused=published is not None)
+        return Outcome(
+            "rlhf", self.output, facts, published=False, reused=published is not None, demands=self._demands()
+        )
 
     def _outcome(self, model: Model, *, reused: bool) -> Outcome:
         state = Checkpoints(self.home.path).latest() or State()

@@ -12,6 +12,7 @@ from typing import Any
 from upath import UPath
 
 from engine.artifacts import Parent, is_model, publish_model, read_model
+from engine.cluster import answer
 from engine.finetune.checkpoints import Checkpoints, State
 from engine.finetune.loop import agree
 from engine.finetune.lora import with_adapter
@@ -30,7 +31,6 @@ from engine.rlhf.recipe import RlhfRecipe
 from engine.rlhf.rewards import Answer, CombinedReward
 from engine.rlhf.rollouts import LocalRollouts, Rollouts
 from engine.rlhf.transport import ObjectStore
-from engine.rlhf.waiting import answer
 from engine.rlhf.weights import (
     export_critic,
     for_engines,

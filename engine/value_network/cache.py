@@ -3,7 +3,8 @@
 They lie under RUN/base-logits/KEY in parts of some size, each written whole and then given its name: what a kill leaves
 half-written has no name, and whoever resumes computes the parts that are missing. KEY stands for the base's weights,
 the number format, what is kept, and which examples of which tokens. Workers share the parts, which are mapped into
-memory and never change. Once the model is published nothing needs them, and they go.
+memory and never change. Once the model is published nothing needs them, and they go; in a directory that runs share
+(the recipe's `shared`) they stay, and a part is made by the run that comes first.
 
     full    every logit in the base's own number format: the same loss as without
     top_k   the k greatest, the next token's always among them, and the mass of all others, which is spread evenly:
@@ -20,7 +21,8 @@ import json
 import math
 import shutil
 import uuid
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -30,13 +32,14 @@ import numpy.typing as npt
 import torch
 from upath import UPath
 
+from engine.artifacts.cache import alone
 from engine.errors import RecipeError, StorageError
 from engine.finetune.batches import IGNORED, Row
 from engine.finetune.store import TokenStore
-from engine.storage import is_local, make_directory, storage_errors
+from engine.storage import is_local, make_directory, storage_errors, writable
 from engine.value_network.losses import CHUNK, BaseLogits
 from engine.value_network.networks import Base, fit
-from engine.value_network.recipe import CacheOptions
+from engine.value_network.recipe import CacheOptions, ValueRecipe
 
 FOLDER = "base-logits"
 _PART_BYTES, _PART_TOKENS = 128 << 20, 1 << 16
@@ -137,6 +140,13 @@ class LogitCache:
         """Parts that are not there yet."""
         return [part for part in self.parts if not self._path(part).exists()]
 
+    @contextmanager
+    def held(self, part: int) -> Iterator[bool]:
+        """Keep other runs from making a part while the block runs; whether it is still missing. Raises as `alone`."""
+        make_directory(UPath(self.folder))
+        with alone(self._path(part)):
+            yield not self._path(part).exists()
+
     def examples(self, part: int) -> list[int]:
         """Numbers of a part's examples."""
         return [int(each) for each in self._numbers[self._cuts[part] : self._cuts[part + 1]]]
@@ -231,7 +241,12 @@ def check_room(size: int, options: CacheOptions, home: UPath) -> None:
         )
 
 
-def remove_cache(home: UPath) -> None:
-    """Remove what a training that has ended kept beside it."""
-    if is_local(home):
+def cache_place(recipe: ValueRecipe, home: UPath) -> UPath:
+    """Below which directory a run's logits lie: its own, or the one it shares."""
+    return writable(recipe.shared) if recipe.shared else home
+
+
+def remove_cache(recipe: ValueRecipe, home: UPath) -> None:
+    """Remove what a training that has ended kept beside it; what runs share stays."""
+    if is_local(home) and not recipe.shared:
         shutil.rmtree(str(home / FOLDER), ignore_errors=True)

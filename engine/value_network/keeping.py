@@ -24,7 +24,7 @@ from engine.finetune.rows import PackedExamples
 from engine.finetune.store import TokenStore
 from engine.finetune.work import Assignment
 from engine.observe import MetricsWriter, get_logger
-from engine.value_network.cache import FOLDER, Form, LogitCache, check_room
+from engine.value_network.cache import FOLDER, Form, LogitCache, cache_place, check_room
 from engine.value_network.networks import FrozenBase, logit_columns
 from engine.value_network.recipe import ValueRecipe
 
@@ -49,9 +49,10 @@ def kept_bases(
     Raises `RecipeError` or `StorageError` where there is no room.
     """
     recipe, home = assignment.recipe, UPath(assignment.home)
+    place = cache_place(recipe, home)
     caches = [
         LogitCache(
-            Path(assignment.home),
+            Path(str(place)),
             assignment.models[f"base {at}"],
             Form.of(recipe.cache, min(logit_columns(reference), vocabulary), recipe.base_dtype),
             store,
@@ -62,10 +63,10 @@ def kept_bases(
         for at, (reference, numbers) in enumerate(zip(recipe.bases, _wanted(recipe, store, total), strict=True), 1)
     ]
     size = sum(each.bytes_of(each.missing()) for each in caches)
-    check_room(size, recipe.cache, home)
+    check_room(size, recipe.cache, place)
     agree(True)  # nobody writes before all have looked
     if rank == 0 and size:
-        _log.info("the bases are run once", gigabytes=round(size / 1e9, 2), into=str(home / FOLDER))
+        _log.info("the bases are run once", gigabytes=round(size / 1e9, 2), into=str(place / FOLDER))
     with MetricsWriter(home) if rank == 0 else nullcontext() as metrics:
         for cache, reference in zip(caches, recipe.bases, strict=True):
             _make(cache, reference, recipe, store, (device, rank, workers), metrics)
@@ -77,11 +78,12 @@ def cache_facts(recipe: ValueRecipe, home: UPath, dataset: Dataset | None) -> di
     """What a dry run tells of the room that is needed, about. Raises as `kept_bases`."""
     if recipe.cache.keep == "none":
         return {}
+    place = cache_place(recipe, home)
     each = [Form.of(recipe.cache, logit_columns(base), recipe.base_dtype).record.itemsize for base in recipe.bases]
     where = "every token" if _everywhere(recipe) else "a token with loss"
     told = f"{max(each) / 1e3:,.1f} kB for {where}"
     if dataset is None:
-        check_room(0, recipe.cache, home)
+        check_room(0, recipe.cache, place)
         return {"logits of the bases": f"{told}; how much in all is known once rows are tokenised"}
     known = dataset.manifest.statistics
     positions = known["tokens" if _everywhere(recipe) else "loss_tokens"]
@@ -89,8 +91,8 @@ def cache_facts(recipe: ValueRecipe, home: UPath, dataset: Dataset | None) -> di
     learnt, drawn = examples - held, total_steps(recipe.training, examples - held) * recipe.training.examples
     read = min(learnt, drawn / len(recipe.bases)) + min(held, recipe.training.measured)
     size = int(sum(each) * positions * read / max(examples, 1))
-    check_room(size, recipe.cache, home)
-    return {"logits of the bases": f"{told}; about {size / 1e9:,.2f} GB in {home / FOLDER} while training"}
+    check_room(size, recipe.cache, place)
+    return {"logits of the bases": f"{told}; about {size / 1e9:,.2f} GB in {place / FOLDER} while training"}
 
 
 def _make(
@@ -105,7 +107,9 @@ def _make(
     examples = PackedExamples(store, recipe.parallel.tokens_per_device)
     examples.apart = keeps_apart(base.lm)
     for part in mine:
-        cache.make(part, base, _seen(examples.of(cache.examples(part), 0, 1).rows, metrics), device)
+        with cache.held(part) as missing:
+            if missing:
+                cache.make(part, base, _seen(examples.of(cache.examples(part), 0, 1).rows, metrics), device)
 
 
 def _seen(rows: Any, metrics: Any) -> Iterator[Row]:

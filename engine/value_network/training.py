@@ -155,7 +155,7 @@ class ValueTraining:
         else:
             save_model(merged(model) if self._recipe.lora else model, self._tokenizer, folder)
         Card(connection=self._recipe.connection, vocabulary=vocabulary_fingerprint(self._tokenizer)).write(folder)
-        remove_cache(UPath(self._assignment.home))  # nobody reads it any more
+        remove_cache(self._recipe, UPath(self._assignment.home))  # nobody reads it any more
 
     def _prepare(self, rank: int, workers: int) -> None:
         """See to it that there are bases, or what is kept of them. A collective."""

@@ -13,7 +13,7 @@ from engine import artifacts
 from engine.artifacts import Part
 from engine.config import build_recipe
 from engine.corpus.sink import encode
-from engine.finetune.job import FineTuningJob, _Job
+from engine.finetune.job import FineTuningJob, FineTuningRun
 from engine.finetune.tokenise import Tokenise
 from engine.finetune.work import train_worker
 from engine.lintseq import sample_edit_sequence
@@ -83,7 +83,7 @@ def workshop(tmp_path, small):
     def here(job, format, **keys):
         """Tokenise and train in this process, without Ray; the run's directory."""
         asked = recipe(job, format, **keys)
-        work = _Job(FineTuningJob(job), asked, Invocation("headrace x"))
+        work = FineTuningRun(FineTuningJob(job), asked, Invocation("headrace x"))
         table = pq.read_table(tmp_path / f"{format}.parquet")
         rows = [
             {**row, "source_part": f"{format}.parquet", "source_row": at} for at, row in enumerate(table.to_pylist())

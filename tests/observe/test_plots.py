@@ -41,6 +41,16 @@ def test_lines_leave_gaps_for_what_is_not_finite_and_thin_long_series():
     assert len(plots.lines({"loss": (many, [i % 7 for i in many])}, log_y=True)) < 200_000
 
 
+def test_parallel_coordinates_name_axes_ends_and_choices_and_draw_a_line_per_row():
+    rows = [[1e-5, "cosine", 0.3, 0.5], [1e-3, "constant", None, 0.7], [1e-4, "cosine", 0.1, 0.6]]
+    svg = plots.parallel(["optimiser.rate", "schedule", "final", "loss"], rows, best_is_low=True)
+    assert {"rate", "schedule", "final", "loss", "1e-05", "0.001", "constant", "0.5", "0.7"} <= set(_texts(svg))
+    assert svg.count("stroke: var(--plot-1") >= 2
+    assert "stroke: var(--plot-2" in svg
+    assert "No data to show" in plots.parallel(["loss"], [[1.0]], best_is_low=True)
+    plots.parallel(["all alike", "loss"], [[True, 1.0], [True, 1.0]], best_is_low=False)
+
+
 def test_the_waterfall_names_every_share_and_the_whole():
     shares = [Share("read", 1.0, 0.25), Share("lint", 3.0, 0.75), Share("other", 0.0, 0.0)]
     texts = _texts(plots.waterfall(shares))

@@ -40,6 +40,7 @@ def store(tmp_path):
         "loss_ends": 2 * np.arange(1, TRAIN + 4),
         "loss_tokens": lengths - firsts,
         "labels": np.full(TRAIN + 3, np.nan, np.float32),
+        "tasks": np.full(TRAIN + 3, -1),
         "train": np.arange(TRAIN)[:, None],
         "held_out": np.arange(TRAIN, TRAIN + 3)[:, None],
     }
@@ -47,6 +48,7 @@ def store(tmp_path):
     folder.mkdir()
     for name, array in arrays.items():
         np.save(folder / f"{name}.npy", array)
+    (folder / "tasks.json").write_text("[]")
     return TokenStore(folder)
 
 

@@ -96,6 +96,17 @@ def test_two_bases_one_after_the_other_a_cascade_and_two_workers_that_keep_logit
     assert by_base[2][1] != by_base[2][2]
 
 
+def test_runs_that_share_run_their_base_once(workshop, tmp_path):
+    keys = {"shared": str(tmp_path / "shared"), "cache": {"keep": "full"}, "training": {"steps": 2, "measure_every": 2}}
+    workshop.run(**keys)
+    parts = {path: path.stat().st_mtime_ns for path in tmp_path.glob("shared/base-logits/*/part-*.npy")}
+    assert parts, "they stay for the next run"
+    workshop.run(**keys, name="b", optimiser={"learning_rate": 1e-2})
+    assert {path: path.stat().st_mtime_ns for path in tmp_path.glob("shared/base-logits/*/part-*.npy")} == parts
+    first, second = (_held_out(workshop.home.parent / name)[0]["held_out/loss"] for name in ("a", "b"))
+    assert first == second, "both start at the base"
+
+
 def test_layers_an_adapter_and_a_penalty(workshop, start):
     outcome = workshop.run(
         model=str(start), layers=2, lora={"rank": 2}, penalty={"norm": "l2", "positions": "all", "weight": 5.0},
