@@ -18,6 +18,9 @@ from engine.cluster.reaper import clear
 
 # Tests run in two processes, each with Ray's workers: threads that spin while they wait would take the others' cores.
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+# Ray refuses objects on a disk that is 95 % full, which of a large disk leaves more free than all tests together need.
+FULL = {"RAY_local_fs_capacity_threshold": "0.99"}
+os.environ.update(FULL)
 
 TOKEN = "0123456789abcdef" * 4
 AUTOSCALING = """
@@ -59,7 +62,7 @@ class Head:
     def environment(self) -> dict[str, str]:
         """The environment of a process that may use it."""
         kept = {key: value for key, value in os.environ.items() if not key.startswith("RAY_")}
-        return {**kept, "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(self.token)}
+        return {**kept, **FULL, "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(self.token)}
 
 
 LONGEST = ("test_readme.py", "test_chaos.py", "test_fine_tuning.py", "test_sieve_job.py", "test_evaluate_job.py",
@@ -135,7 +138,7 @@ def head() -> Iterator[Head]:
     command += f" --ray-client-server-port={client} --temp-dir={folder / 'r'} --object-store-memory=300000000"
     command += f" --autoscaling-config={scaling} --disable-usage-stats"
     environment = {key: value for key, value in os.environ.items() if not key.startswith("RAY_")}
-    environment |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(token), "RAY_FAKE_CLUSTER": "1"}
+    environment |= FULL | {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(token), "RAY_FAKE_CLUSTER": "1"}
     # Where Ray's workers find the job that tests of searches try.
     found = os.environ.get("PYTHONPATH"), str(Path(__file__).parent / "search")
     environment["PYTHONPATH"] = os.pathsep.join(filter(None, found))

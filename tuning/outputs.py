@@ -41,7 +41,9 @@ def best_recipe(search: Any, best: Trial) -> str:
         data["output"] = search.base["output"]
     else:
         data.pop("output", None)
-    value = f"{search.metric} {best.best:.6g}"
+    value = f"{search.metric} {_told(best, 6)}"
+    if best.lineage:
+        value += ". It took over weights of other trials: these are its last values, and its model is the one to take"
     return f"# The best of {len(search.history.trials)} trials of headrace tune: {value}.\n{write_yaml(data)}"
 
 
@@ -52,16 +54,20 @@ def facts_of(search: Any, ranked: Sequence[Trial]) -> dict[str, str]:
     failed = [each for each in ranked if each.state == "failed"]
     found = {
         "trials": ", ".join(f"{count} {name}" for name, count in counts.items()),
-        search.metric: f"{best.best:.4f} (trial {best.number})",
+        search.metric: f"{_told(best, 4)} (trial {best.number})",
         "values": ", ".join(f"{key} {shown(value)}" for key, value in best.values.items()),
         "its run": os.fspath(search.home.path / "trials" / search.recipe.job / best.name),
     }
     finished = [each for each in ranked if each.best is not None]
     if len(finished) > 1:
-        found["worst trial"] = f"{finished[-1].best:.4f} (trial {finished[-1].number})"
+        found["worst trial"] = f"{_told(finished[-1], 4)} (trial {finished[-1].number})"
     if failed:
         found["first failure"] = f"trial {failed[0].number}: {failed[0].why}"
     return found
+
+
+def _told(trial: Trial, digits: int) -> str:
+    return "no number" if trial.best is None else f"{trial.best:.{digits}g}"
 
 
 def _leaderboard(search: Any, ranked: Sequence[Trial], keys: Sequence[str]) -> str:

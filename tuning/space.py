@@ -22,7 +22,7 @@ from tuning.recipe import Range, TuneRecipe
 _OURS = ("name", "runs", "output", "shared")
 """Keys that a search fills in itself."""
 _START = 8
-"""Trials at random before TPE proposes."""
+"""Trials at random before TPE proposes, at most; a third of a short search."""
 
 
 class Space:
@@ -31,10 +31,13 @@ class Space:
 
     def __init__(self, recipe: TuneRecipe, kind: type[Recipe], base: Mapping[str, Any]) -> None:
         self.kind, self.base, self._where = kind, base, recipe.where
+        self._start = max(1, min(_START, recipe.trials // 3))
         self.ranges = _ordered(recipe.space)
         for key in (*self.ranges, *recipe.set):
             if key in _OURS:
                 raise RecipeError(f"{key} is the search's own to set.", "Leave it out of space and set.")
+        always = {key: each.ends[0] for key, each in self.ranges.items() if not each.when}
+        self._whole = self._build(always).model_dump(mode="json")
         for key, each in self.ranges.items():
             for value in each.ends:
                 self._build({**self._on_the_way_to(key), key: value})
@@ -67,7 +70,7 @@ class Space:
         for other, wanted in self.ranges[key].when.items():
             if other in self.ranges and other not in values:
                 return False
-            if values.get(other, _get(self.base, other)) not in _listed(wanted):
+            if values.get(other, _get(self._whole, other)) not in _listed(wanted):
                 return False
         return True
 
@@ -82,7 +85,7 @@ class Space:
         optuna.logging.set_verbosity(optuna.logging.ERROR)
         chance = random.Random(f"{seed} {number}").getrandbits(31)
         sampler = (
-            optuna.samplers.TPESampler(seed=chance, n_startup_trials=_START, constant_liar=True)
+            optuna.samplers.TPESampler(seed=chance, n_startup_trials=self._start, constant_liar=True)
             if search == "optuna"
             else optuna.samplers.RandomSampler(seed=chance)
         )

@@ -25,7 +25,7 @@ import numpy.typing as npt
 from scipy.special import expit
 from upath import UPath
 
-from engine.errors import ArtifactError
+from engine.errors import ArtifactError, SourceError
 from engine.finetune.learner import learning_rate
 from engine.finetune.options import OptimiserOptions
 from engine.selection.estimates import Mode, SubsetEstimates, estimate_subsets
@@ -114,10 +114,22 @@ class Estimator:
         return found.loss, found.uncertainty
 
     def calibrated(self, measured: Sequence[tuple[float, float]]) -> "Estimator":
-        """The same with the curve that the meta-training's measurements give: moments and the target's loss."""
+        """The same with the curve that the meta-training's measurements give: moments and the target's loss. Raises
+        `SourceError` where none of them is below the loss at the start."""
         lengths, losses = self._path(min(loss for _, loss in measured))
+        # Beyond the lowest loss a longer step is a worse one; what was measured below it is out of the first order's
+        # reach, and its length is that of the lowest.
+        reach = int(losses.argmin()) + 1
+        lengths, losses = lengths[:reach], np.minimum.accumulate(losses[:reach])
         # Noise aside, who trains longer goes further; and losses fall on the way there.
-        found = np.interp([-loss for _, loss in measured], -np.minimum.accumulate(losses), lengths)
+        found = np.interp([-loss for _, loss in measured], -losses, lengths)
+        if not found.any():
+            raise SourceError(
+                "Training on all candidates never made the target better by the estimates' measure, so how far a step"
+                " goes cannot be told.",
+                "Train longer, lower optimiser.learning_rate, give candidates nearer to the target, or set"
+                " estimate.ridge (a tenth of the number of examples is a start).",
+            )
         moments = [moment for moment, _ in measured]
         return replace(self, curve=np.column_stack([moments, np.maximum.accumulate(found)]))
 
@@ -148,6 +160,7 @@ class Estimator:
         np.add.at(slopes, self.task_numbers, expit(-np.asarray(self.margins, np.float64))[:, None] * self.gradients)
         first = np.array([np.linalg.norm(slopes[list(subset)].sum(0)) for subset in subsets])
         moves = (first > 0) & (lengths > 0)
+        subsets = [subset if moving else () for subset, moving in zip(subsets, moves, strict=True)]  # or it stays
         wanted = np.log(np.where(moves, lengths, 1.0))
         low, high = np.log(_RIDGES[0]), np.log(_RIDGES[1])
         at = np.clip(np.log(np.where(moves, first, 1.0)) - wanted, low, high)

@@ -11,6 +11,7 @@ Left out: each part's own work, in the modules beside. Called by `jobs.select_ta
 
 import hashlib
 import json
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -106,20 +107,25 @@ class _Job:
         numbers, target = store.train[:, 0].tolist(), store.held_out[:, 0].tolist()
         names = [store.task_names[task] for task in store.tasks[numbers]]
         meta = self._described_by(dataset, state)
-        with Describers(
-            meta, width=recipe.estimate.width, seed=recipe.seed, stall_seconds=recipe.stall_seconds
-        ) as them:
+        describers = partial(
+            Describers, meta, width=recipe.estimate.width, seed=recipe.seed, stall_seconds=recipe.stall_seconds
+        )
+        with describers() as them:
             with watch.phase("gradients"):
                 described, described_target = them.describe(numbers), them.describe(target)
             places = np.array([tasks.index(name) for name in names], np.int64)
             with watch.phase("estimates"):
                 estimator = self._estimator(tuple(tasks), places, described, described_target, state, them)
                 estimator.save(self.home.path)
-            with watch.phase("selection"):
-                trials = Trials(self.home.path, self._trained, tasks)
-                chosen = choose(recipe.select, estimator, described, described_target, trials.score, recipe.seed)
-            with watch.phase("sanity panel"):
-                panel = look(estimator, chosen, them, numbers, target, recipe.seed)
+        with watch.phase("selection"):  # which may train, and then wants the CPUs
+            trials = Trials(self.home.path, self._trained, tasks)
+            chosen = choose(recipe.select, estimator, described, described_target, trials.score, recipe.seed)
+        with watch.phase("sanity panel"), describers() as them:
+            panel = look(estimator, chosen, them, numbers, target, recipe.seed)
+        put(
+            self.home.path / _SFT,
+            write_yaml(self._sft_recipe().model_dump(mode="json", exclude_defaults=True)).encode(),
+        )
         with watch.phase("publish"):
             published = publish_choice(
                 self.output,
@@ -131,10 +137,6 @@ class _Job:
                 self.meta.models | {"meta": meta.fingerprint},
             )
         self._report(published, estimator, chosen, panel, state)
-        put(
-            self.home.path / _SFT,
-            write_yaml(self._sft_recipe().model_dump(mode="json", exclude_defaults=True)).encode(),
-        )
         return published
 
     def _sft_recipe(self, **changes: Any) -> SftRecipe:
@@ -159,10 +161,10 @@ class _Job:
             return self.meta.learn()
 
     def _trained(self, subset: list[str], folder: UPath) -> float:
-        """The lowest loss on the target that real training on a subset gives, nats per token."""
+        """The lowest loss on the target after a step of real training on a subset, nats per token."""
         run = self._meta_run(fresh=False, chosen=subset, runs=str(folder))
         _, state = run.learn()
-        return min(each.values["loss"] for each in state.measured)
+        return min(each.values["loss"] for each in state.measured if each.step)
 
     def _candidates(self, dataset: Dataset) -> list[str]:
         return list(learnt_rows(TaskOptions(chosen=self.recipe.candidates, target=self.recipe.target), dataset))

@@ -1,7 +1,8 @@
 """The recipe's method carried out, and how sure the choice is.
 
-Estimates of one subset are asked for once, target example by target example: so the choice is made again on resampled
-targets (bootstrap) at no cost of regressions, and a task's share of those choices tells whether chance chose it.
+Estimates of one subset are asked for once, target example by target example: so where the choice is made again on
+resampled targets (bootstrap), only subsets not seen before cost a regression. A task's share of those choices tells
+whether chance chose it.
 
 Left out: the selectors themselves (`engine.selection.selectors`). Called by `engine.selection.job`.
 

@@ -13,7 +13,7 @@ from engine.models import load_causal_lm
 from engine.rlhf.adapters import Bases, merged
 from engine.rlhf.native import source
 from engine.rlhf.policy import Policy
-from engine.rlhf.transport import BUCKET_BYTES, ObjectStore, unpack
+from engine.rlhf.transport import ObjectStore, unpack
 from engine.rlhf.weights import for_engines
 
 
@@ -24,9 +24,11 @@ def test_buckets_hold_any_type_of_number(cluster):
     assert all(torch.equal(found[name], given[name]) and found[name].dtype == given[name].dtype for name in given)
 
 
-def test_a_bucket_is_as_large_as_may_be_or_as_one_tensor(cluster):
-    some = {str(at): torch.zeros(BUCKET_BYTES // 16) for at in range(5)}  # each a quarter of a bucket
-    parcel = ObjectStore().pack(1, {**some, "large": torch.zeros(BUCKET_BYTES // 3)})
+def test_a_bucket_is_as_large_as_may_be_or_as_one_tensor(cluster, monkeypatch):
+    size = 1 << 20
+    monkeypatch.setattr("engine.rlhf.transport.BUCKET_BYTES", size)
+    some = {str(at): torch.zeros(size // 16) for at in range(5)}  # each a quarter of a bucket
+    parcel = ObjectStore().pack(1, {**some, "large": torch.zeros(size // 3)})
     assert [len(ray.get(ref)) for ref in parcel.contents] == [4, 1, 1]
 
 

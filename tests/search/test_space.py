@@ -19,7 +19,7 @@ RANGES = {
 
 
 def made(**ranges):
-    data = {"name": "a", "job": "sft", "recipe": "base.yaml", "space": ranges or RANGES}
+    data = {"name": "a", "job": "sft", "recipe": "base.yaml", "space": ranges or RANGES, "trials": 40}
     return Space(build_recipe(TuneRecipe, data), QuickRecipe, {"name": "a"})
 
 
@@ -41,6 +41,11 @@ def test_a_condition_decides_what_is_drawn():
         assert 0.01 <= each["optimiser.rate"] <= 1
     assert drawn == [made().draw(0, number) for number in range(30)]
     assert space.recipe(drawn[0], name="b").optimiser.rate == drawn[0]["optimiser.rate"]
+
+
+def test_a_condition_on_what_the_base_leaves_at_its_default():
+    space = made(**{"optimiser.only_b": {"int": [1, 9], "when": {"optimiser.kind": "a"}}})
+    assert "optimiser.only_b" in space.draw(0, 1)
 
 
 def test_optuna_goes_to_where_it_is_better(history):

@@ -8,6 +8,7 @@ from scipy.optimize import minimize
 
 from engine.errors import RecipeError, SourceError
 from engine.selection import Projection, estimate_subsets, narrowed, rescaled
+from engine.selection.estimator import Budget, Estimator
 from engine.selection.margins import losses_of, margin_of, token_margins
 from engine.selection.panel import residual_ratio, scaled_residual
 from engine.selection.selectors import ensemble, everything, forward, mean_scores, similar
@@ -234,3 +235,23 @@ def test_bad_numbers_are_named():
     assert len(estimate_subsets(np.zeros(4), g, ["a"] * 4, [], **good).loss) == 0
     many = estimate_subsets(np.zeros(4), g, ["a"] * 4, [["a"]] * 3, **{**good, "ridge": [1.0, 2.0, 3.0]})
     assert many.loss[0] < many.loss[1] < many.loss[2]
+
+
+def test_a_step_of_no_length_stays_and_a_training_that_never_helped_is_told():
+    rng = np.random.default_rng(0)
+    one = Estimator(
+        tasks=("a", "b"),
+        margins=rng.normal(size=12),
+        gradients=rng.normal(size=(12, 4)),
+        task_numbers=np.repeat([0, 1], 6),
+        target_margins=rng.normal(size=5),
+        target_gradients=rng.normal(size=(5, 4)),
+        budget=Budget(4, 1.0, 4),
+        curve=np.array([[1.0, 0.0], [2.0, 0.0]]),
+    )
+    found = one.of([[0], [0, 1], []])
+    assert not found.steps.any()
+    assert found.loss.tolist() == pytest.approx([losses_of(one.target_margins).mean()] * 3)
+    start = float(found.loss[0])
+    with pytest.raises(SourceError, match=r"never made the target better.*estimate\.ridge"):
+        one.calibrated([(1.0, start + 1), (2.0, start + 2)])
