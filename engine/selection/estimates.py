@@ -15,7 +15,7 @@ Shapes: N training examples, M target examples, d projected numbers, B subsets.
 
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
 import numpy.typing as npt
@@ -71,8 +71,10 @@ def estimate_subsets(
 
     With mode `repo` the margins f_i are left out of it, and w is then given `step_length`, if there is one. Raises
     `SourceError` for margins or gradients that are no numbers, or a task without examples; `RecipeError` for a ridge
-    that is not positive; `ValueError` for shapes that do not fit.
+    that is not positive; `ValueError` for shapes that do not fit and a mode that does not exist.
     """
+    if mode not in get_args(Mode):
+        raise ValueError(f"mode is {mode!r}, and should be one of {', '.join(get_args(Mode))}")
     f, g = np.asarray(margins, np.float64), np.asarray(gradients, np.float64)
     f_t, g_t = np.asarray(target_margins, np.float64), np.asarray(target_gradients, np.float64)
     if g.ndim != 2 or f.shape != g.shape[:1] or len(task_ids) != len(f):

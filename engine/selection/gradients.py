@@ -94,27 +94,36 @@ class Describers:
         self._actors: list[Any] = []
 
     def __enter__(self) -> "Describers":
-        import ray
-
-        parallel = self._meta.recipe.parallel
-        make = ray.remote(num_cpus=parallel.cpus, num_gpus=parallel.gpus, max_restarts=3, max_task_retries=3)(
-            _Describer
-        )
-        self._actors = [make.remote(self._meta, self._width, self._seed) for _ in range(parallel.workers)]
         return self
 
     def __exit__(self, *_: object) -> None:
+        self.rest()
+
+    def rest(self) -> None:
+        """Give back what the actors hold; the next call starts them anew."""
         import ray
 
         for actor in self._actors:
             ray.kill(actor)
+        self._actors = []
+
+    def _awake(self) -> list[Any]:
+        import ray
+
+        if not self._actors:
+            parallel = self._meta.recipe.parallel
+            make = ray.remote(num_cpus=parallel.cpus, num_gpus=parallel.gpus, max_restarts=3, max_task_retries=3)(
+                _Describer
+            )
+            self._actors = [make.remote(self._meta, self._width, self._seed) for _ in range(parallel.workers)]
+        return self._actors
 
     def describe(self, numbers: Sequence[int]) -> Described:
         """Describe examples of the dataset of tokens, by their numbers."""
         chunks = [list(numbers[at : at + _CHUNK]) for at in range(0, len(numbers), _CHUNK)]
         found: dict[int, Floats] = {}
         with Progress("gradients", len(numbers), "examples") as progress:
-            free, left = list(self._actors), deque(range(len(chunks)))
+            free, left = list(self._awake()), deque(range(len(chunks)))
             pending: dict[Any, tuple[Any, int]] = {}
             while left or pending:
                 while free and left:
@@ -130,13 +139,13 @@ class Describers:
 
     def length(self) -> float:
         """Length of the trained parameters, in projected numbers: |theta| sqrt(d / p)."""
-        return float(answer(self._actors[0].length.remote(), self._stall, **_WAITED))
+        return float(answer(self._awake()[0].length.remote(), self._stall, **_WAITED))
 
     def along(
         self, numbers: Sequence[int], weights: npt.NDArray[Any], target: Sequence[int], shares: Sequence[float]
     ) -> npt.NDArray[np.float64]:
         """True margins of target examples, (shares, target), after shares of the step sum_i weight_i g_i."""
-        call = self._actors[0].along.remote(list(numbers), weights, list(target), list(shares))
+        call = self._awake()[0].along.remote(list(numbers), weights, list(target), list(shares))
         return np.asarray(answer(call, self._stall, **_WAITED | {"task": "step along a sum of gradients"}))
 
 

@@ -11,7 +11,6 @@ Left out: each part's own work, in the modules beside. Called by `jobs.select_ta
 
 import hashlib
 import json
-from functools import partial
 from typing import Any
 
 import numpy as np
@@ -107,21 +106,22 @@ class _Job:
         numbers, target = store.train[:, 0].tolist(), store.held_out[:, 0].tolist()
         names = [store.task_names[task] for task in store.tasks[numbers]]
         meta = self._described_by(dataset, state)
-        describers = partial(
-            Describers, meta, width=recipe.estimate.width, seed=recipe.seed, stall_seconds=recipe.stall_seconds
-        )
-        with describers() as them:
+        with Describers(
+            meta, width=recipe.estimate.width, seed=recipe.seed, stall_seconds=recipe.stall_seconds
+        ) as them:
             with watch.phase("gradients"):
                 described, described_target = them.describe(numbers), them.describe(target)
             places = np.array([tasks.index(name) for name in names], np.int64)
             with watch.phase("estimates"):
                 estimator = self._estimator(tuple(tasks), places, described, described_target, state, them)
                 estimator.save(self.home.path)
-        with watch.phase("selection"):  # which may train, and then wants the CPUs
-            trials = Trials(self.home.path, self._trained, tasks)
-            chosen = choose(recipe.select, estimator, described, described_target, trials.score, recipe.seed)
-        with watch.phase("sanity panel"), describers() as them:
-            panel = look(estimator, chosen, them, numbers, target, recipe.seed)
+            if recipe.select.method == "trained":
+                them.rest()  # trainings need the CPUs
+            with watch.phase("selection"):
+                trials = Trials(self.home.path, self._trained, tasks)
+                chosen = choose(recipe.select, estimator, described, described_target, trials.score, recipe.seed)
+            with watch.phase("sanity panel"):
+                panel = look(estimator, chosen, them, numbers, target, recipe.seed)
         put(
             self.home.path / _SFT,
             write_yaml(self._sft_recipe().model_dump(mode="json", exclude_defaults=True)).encode(),
@@ -175,11 +175,13 @@ class _Job:
         if self.recipe.target not in dataset.manifest.statistics.get("tasks", {}):
             raise SourceError(
                 f"There is no row of the target {self.recipe.target!r} to choose tasks by.",
-                f"Correct target; tasks with rows are {', '.join(candidates[:20])}.",
+                f"Correct target; tasks with rows are {', '.join(candidates[:20]) or 'none'}.",
             )
         if len(candidates) < 2:
             raise SourceError(
-                f"{candidates[0]} is the only task beside the target, so there is nothing to choose.",
+                f"{candidates[0]} is the only task beside the target, so there is nothing to choose."
+                if candidates
+                else "No task beside the target has rows, so there is nothing to choose.",
                 "Give rows of more tasks: the column `task` says which one a row is of.",
             )
         if self.recipe.select.method == "trained" and len(candidates) > 8:

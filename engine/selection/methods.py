@@ -88,6 +88,12 @@ def choose(
         "trained": lambda: forward(count, trained, most=options.most),
     }  # fmt: skip
     choice = ways[options.method]()
+    if not choice.chosen and options.method == "ensemble":
+        raise SourceError(
+            f"Not a single task has a mean estimate as low as select.threshold, {options.threshold:g}; the lowest is"
+            f" {np.nanmin(choice.marks):.4f}.",
+            "Raise select.threshold, or leave it out.",
+        )
     if not choice.chosen:
         raise SourceError(
             "Not a single task lowers the target's loss by the estimates, so none is chosen.",

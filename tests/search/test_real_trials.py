@@ -177,14 +177,14 @@ def test_subsets_are_proposed_by_the_estimates_of_a_selection(cluster, bench, tm
         search="subsets",
         estimates=str(tmp_path / "runs" / "select-tasks" / "s"),
         space={},
-        trials=3,
+        trials=2,
     )
     trials = list(bench.trials().values())
     assert {each.state for each in trials} == {"finished"}, [each.why for each in trials]
     tried = [frozenset(each.values["tasks.chosen"]) for each in trials]
-    assert len(set(tried)) == 3
+    assert len(set(tried)) == 2
     assert all(each <= ANSWERS.keys() - {"target"} for each in tried)
-    assert capsys.readouterr().err.count("recalibrated") >= 3
+    assert capsys.readouterr().err.count("recalibrated") >= 2
     best = load_recipe(load_job("sft").RECIPE, outcome.output)
     assert frozenset(best.tasks.chosen) in tried
     assert "Estimate against truth, trial by trial" in (bench.home / "report.html").read_text()

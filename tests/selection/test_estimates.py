@@ -255,3 +255,8 @@ def test_a_step_of_no_length_stays_and_a_training_that_never_helped_is_told():
     start = float(found.loss[0])
     with pytest.raises(SourceError, match=r"never made the target better.*estimate\.ridge"):
         one.calibrated([(1.0, start + 1), (2.0, start + 2)])
+
+
+def test_a_mode_that_does_not_exist():
+    with pytest.raises(ValueError, match=r"'offest'.*offset, repo"):
+        solved([0.0], [[1.0]], 1.0, mode="offest")

@@ -91,7 +91,10 @@ def test_other_estimates_from_the_same_training(cluster, bench):
 
 
 def test_truly_trained_selection_is_resumed(cluster, bench):
-    keys = {"select": {"method": "trained", "most": 1}, "candidates": ["sums", "silence"]}
+    # A training takes every CPU there is: what describes examples must not hold any meanwhile.
+    parallel = {"tokens_per_device": 512, "cpus": 1.5}
+    keys = {"select": {"method": "trained", "most": 1}, "candidates": ["sums", "silence"], "parallel": parallel}
+    keys["estimate"] = {"ridge": 3.0}
     outcome = bench.run(**keys)
     notes = sorted((bench.runs / "select-tasks" / "t" / "trials").iterdir())
     tried = [json.loads(each.read_text()) for each in notes]
