@@ -24,7 +24,9 @@ from tuning.trial import SNAPSHOT, Plan, newest, take
 _KEPT_BY_CHECKPOINTS = (
     "optimiser.", "learning.", "macro.", "guards.", "critic.learning_rate", "critic.clip", "rollout.temperature"
 )  # fmt: skip
-"""Keys that may change while a training goes on from its checkpoint."""
+"""Keys that may change while a training goes on from its checkpoint,"""
+_SHAPES = ("learning.layers", "learning.dtype")
+"""and those of the same sections by which a checkpoint would no longer fit."""
 
 
 def make_scheduler(
@@ -63,7 +65,7 @@ def check_scheduler(options: SchedulerOptions, steps: int | None, space: Space) 
             )
     if options.kind == "pbt":
         for key in space.ranges:
-            if not key.startswith(_KEPT_BY_CHECKPOINTS):
+            if not key.startswith(_KEPT_BY_CHECKPOINTS) or key in _SHAPES:
                 raise RecipeError(
                     f"{key} cannot change while a training goes on from a checkpoint, as pbt would have it.",
                     f"Search keys of {', '.join(each.rstrip('.') for each in _KEPT_BY_CHECKPOINTS)}; or use asha.",
