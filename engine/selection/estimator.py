@@ -133,10 +133,6 @@ class Estimator:
         moments = [moment for moment, _ in measured]
         return replace(self, curve=np.column_stack([moments, np.maximum.accumulate(found)]))
 
-    def with_step_length(self, length: float) -> "Estimator":
-        """The same with steps of this length (mode `repo`)."""
-        return replace(self, step_length=length)
-
     def _solved(self, subsets: Sequence[Sequence[int]], ridges: Floats) -> SubsetEstimates:
         return estimate_subsets(
             self.margins,

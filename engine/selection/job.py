@@ -11,6 +11,7 @@ Left out: each part's own work, in the modules beside. Called by `jobs.select_ta
 
 import hashlib
 import json
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -226,7 +227,7 @@ class _Job:
             mode=options.mode,
         )
         if options.mode == "repo":
-            return estimator.with_step_length(options.scale * describers.length())
+            return replace(estimator, step_length=options.scale * describers.length())
         if estimator.ridge is not None:
             return estimator
         best, total = state.best or state.steps, total_steps(training, len(found.margins))

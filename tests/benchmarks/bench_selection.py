@@ -7,7 +7,7 @@ Then the chosen tasks, all, random ones and those most alike are trained on with
 the target that no choice has seen; intervals (95 %) are over seeds and rows drawn anew.
 
 The cost of a training is the CPU time of its process, that of `select-tasks` the whole machine's (its seconds times the
-cores): what else the machine does can only make the ratio worse.
+cores), so nothing else should run meanwhile.
 
 What is done is not done again: name a directory in BENCH_HOME. About two hours on two cores.
 """
