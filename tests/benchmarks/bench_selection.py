@@ -1,10 +1,12 @@
 """Estimates of task subsets against real trainings: SmolLM2-135M with an adapter, 24 tasks, one target.
 
-Forty subsets of 2 to 18 tasks are really trained on, ten of them again with another seed: what a retest gives is the
-ceiling of any estimate. Against them stand the estimates of one `headrace select-tasks` (all of it counted), the mean
-of the real results (a predictor that knows it), and the loss where every step begins (the control without gradients).
+Forty subsets of 2 to 18 tasks are really trained on, all for as many steps, so that no rank is one of length; ten of
+them again with another seed: what a retest gives is the ceiling of any estimate. Against them stand the estimates of
+one `headrace select-tasks` (all of it counted; its seed is none of theirs) and controls: the mean of the real results
+and their regression on the number of tasks, each told all but the subset in question; the loss where every step begins
+(no gradients); the loss that the meta-training had after as many steps (its length alone).
 Then the chosen tasks, all, random ones and those most alike are trained on with five seeds each and compared on rows of
-the target that no choice has seen; intervals (95 %) are over seeds and rows drawn anew.
+the target that no choice has seen. Intervals (95 %) are over subsets, or over seeds and rows, drawn anew.
 
 The cost of a training is the CPU time of its process, that of `select-tasks` the whole machine's (its seconds times the
 cores), so nothing else should run meanwhile.
@@ -58,16 +60,23 @@ def main():
     per_second, deviation = _solver(estimator, random_subsets(len(tasks), 200, 0.5, 0))
     estimates, errors = estimator.estimate(subsets)
     costs = [trained[_key(each, 0)]["cpu_seconds"] for each in subsets]
-    accuracy = _accuracy(truth, estimates, trained, subsets)
+    accuracy = _accuracy(estimator, truth, estimates, trained, subsets)
+    unseen = np.array([trained[_key(each, 0)]["held_out loss"] for each in subsets])
+    found = (each.round(4).tolist() for each in (truth, unseen, estimates, errors))
     return {
         "setup": {**RECIPE, "tasks": tasks, "subsets": SUBSETS, "retested": RETESTED, "seeds": SEEDS, "target": TARGET},
         "runs": [
-            {"tasks": each, "true": round(t, 4), "estimated": round(e, 4), "error": round(s, 4)}
-            for each, t, e, s in zip(subsets, truth.tolist(), estimates.tolist(), errors.tolist(), strict=True)
+            {"tasks": each, "true": t, "unseen": u, "estimated": e, "error": s}
+            for each, t, u, e, s in zip(subsets, *found, strict=True)
         ],
         "compared": {name: [_public(trained[_key(some[seed], seed)]) for seed in SEEDS] for name, some in arms.items()},
         "summary": {
             **accuracy,
+            "unseen_rows": {
+                "rank": round(_rank(estimates, unseen), 3),
+                "relative_error": round(float(np.abs(estimates / unseen - 1).mean()), 4),
+                "share_of_error": round(_error(estimates, unseen) / _error(_but_one(unseen), unseen), 3),
+            },
             "cpu_seconds": {
                 "select_tasks": round(estimating, 1),
                 "scoring_1000": round(scoring, 1),
@@ -85,6 +94,7 @@ def _select(home):
     """`headrace select-tasks`; its CPU-seconds at most, kept where they were measured once."""
     noted = home / "select.json"
     if not noted.exists():
+        shutil.rmtree(home / "runs", ignore_errors=True)  # a part of it would not be counted
         started = time.perf_counter()
         command = [sys.executable, "-m", "jobs.select_tasks", str(home / "recipe.yaml")]
         subprocess.run(command, check=True, stdout=sys.stderr)
@@ -140,28 +150,75 @@ def _key(tasks, seed):
     return (*sorted(tasks), seed)
 
 
-def _accuracy(truth, estimates, trained, subsets):
+def _accuracy(estimator, truth, estimates, trained, subsets):
     again = np.array([trained[_key(each, 1)]["others loss"] for each in subsets[:RETESTED]])
-    base = trained[_key([], 0)]["others loss"]
-
-    def error(predicted):
-        return float(np.sqrt(np.square(predicted - truth).mean()))
-
-    off, mean, still = error(estimates), error(truth.mean()), error(base)
-    rank = float(spearmanr(estimates, truth).statistic)
-    ceiling = float(spearmanr(truth[:RETESTED], again).statistic)
-    sizes = [len(each) for each in subsets]
-    return {
-        "error": {"estimate": round(off, 4), "mean": round(mean, 4), "without_gradients": round(still, 4)},
-        "share_of_error": {
-            "mean": round(off / mean, 3),
-            "without_gradients": round(off / still, 3),
-        },
-        "relative_error": round(float(np.abs(estimates / truth - 1).mean()), 4),
-        "retest_noise": round(float(np.sqrt(np.square(truth[:RETESTED] - again).mean() / 2)), 4),
-        "rank": {"estimate": round(rank, 3), "retest": round(ceiling, 3), "share": round(rank / ceiling, 3)},
-        "rank_of_size": round(float(spearmanr(-np.array(sizes), truth).statistic), 3),
+    sizes = np.array([len(each) for each in subsets])
+    length_alone = estimator.estimate([list(estimator.tasks)])[0][0]  # as many steps, so the same for every subset
+    controls = {
+        "mean": _but_one(truth),
+        "size": _but_one(truth, sizes),
+        "without_gradients": np.full(SUBSETS, trained[_key([], 0)]["others loss"]),
+        "length": np.full(SUBSETS, length_alone),
     }
+    rng = np.random.default_rng(0)
+    drawn = rng.integers(0, SUBSETS, (ROUNDS, SUBSETS))
+
+    def interval(measure):
+        found = [measure(each) for each in drawn]
+        return [round(float(np.nanquantile(found, share)), 3) for share in (0.025, 0.975)]
+
+    def share(control):
+        return {
+            "share": round(_error(estimates, truth) / _error(control, truth), 3),
+            "interval": interval(lambda at: _error(estimates[at], truth[at]) / _error(control[at], truth[at])),
+        }
+
+    rank, ceiling = _rank(estimates, truth), _rank(truth[:RETESTED], again)
+    thirds = np.array_split(np.argsort(sizes, kind="stable"), 3)
+    return {
+        "error": {"estimate": round(_error(estimates, truth), 4)}
+        | {name: round(_error(control, truth), 4) for name, control in controls.items()},
+        "share_of_error": {name: share(control) for name, control in controls.items()},
+        "relative_error": round(float(np.abs(estimates / truth - 1).mean()), 4),
+        "retest": {
+            "rank": round(ceiling, 3),
+            "error": round(float(np.sqrt(np.square(truth[:RETESTED] - again).mean() / 2)), 4),
+            "relative_difference": round(float(np.abs(again / truth[:RETESTED] - 1).mean()), 4),
+        },
+        "rank": {
+            "estimate": round(rank, 3),
+            "interval": interval(lambda at: _rank(estimates[at], truth[at])),
+            "share_of_retest": round(rank / ceiling, 3),
+            "of_retested_alone": round(_rank(estimates[:RETESTED], truth[:RETESTED]), 3),
+            "size": round(_rank(-sizes, truth), 3),
+        },
+        "by_size": [
+            {
+                "tasks": [int(sizes[at].min()), int(sizes[at].max())],
+                "rank": round(_rank(estimates[at], truth[at]), 3),
+                "error": round(_error(estimates[at], truth[at]), 4),
+                "mean": round(_error(_but_one(truth[at]), truth[at]), 4),
+            }
+            for at in thirds
+        ],
+    }
+
+
+def _error(predicted, truth):
+    return float(np.sqrt(np.square(predicted - truth).mean()))
+
+
+def _rank(one, other):
+    return float(spearmanr(one, other).statistic)
+
+
+def _but_one(truth, given=None):
+    """Each predicted from all the others: their mean, or their regression on what is given."""
+    count = len(truth)
+    if given is None:
+        return (truth.sum() - truth) / (count - 1)
+    fits = [np.polyfit(np.delete(given, at), np.delete(truth, at), 1) for at in range(count)]
+    return np.array([np.polyval(fit, at) for fit, at in zip(fits, given, strict=True)])
 
 
 def _comparison(arms, trained):
